@@ -1,0 +1,72 @@
+"""News of the core for its driver; nothing has to be answered.
+
+Reference: RFC 7609 sections 3.5.1 and 4.8; kernel counterpart: af_smc.c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pysmc.core.connection import Connection
+    from pysmc.core.handshake import Handshake
+    from pysmc.errors import SmcError
+    from pysmc.reasons import Reason
+
+__all__ = [
+    "ConnectionLost",
+    "Established",
+    "Event",
+    "Failed",
+    "FellBack",
+    "News",
+]
+
+
+class News(IntFlag):
+    """What one update of the peer brought to a connection."""
+
+    NOTHING = 0
+    DATA = 1  # more bytes can be read
+    SPACE = 2  # more bytes can be written
+    DONE = 4  # the peer has finished writing: EOF follows the bytes that are there
+    CLOSED = 8  # the peer has closed both ways (DONE is set too)
+    ABORTED = 16  # the peer has ended it abnormally
+    PUBLISH = 32  # an update of ours is due
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Established:
+    """The connection runs over SMC-R from now on."""
+
+    handshake: Handshake
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FellBack:
+    """Both ends go on with TCP; every CLC byte was consumed, no other byte was read."""
+
+    handshake: Handshake
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Failed:
+    """The connection is lost: its TCP stream cannot be trusted any more; close it."""
+
+    handshake: Handshake
+    error: SmcError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConnectionLost:
+    """An established connection ended by something that is not the peer's update."""
+
+    connection: Connection
+    error: SmcError
+
+
+Event = Established | FellBack | Failed | ConnectionLost

@@ -1,0 +1,56 @@
+# Each target sets up what it needs from a bare checkout; `make help` lists them.
+# Prerequisites: make and python3-venv (tools/bootstrap.sh says what is missing).
+
+PYTHON_ENV := .venv/bin
+# A stamp a place: in a moved or copied checkout the environment is made anew.
+PLACE := $(shell pwd | cksum | cut -d' ' -f1)
+DEMO_STAMP := .venv/.demo-$(PLACE)
+DEV_STAMP := .venv/.dev-$(PLACE)
+
+ARGS ?=
+# Folders or files to test; a run of all of them also checks coverage and counts.
+TESTS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-quick test-long lint format bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(DEMO_STAMP)  ## real files between two processes, over SMC-R and over TCP
+	$(PYTHON_ENV)/pysmc demo $(ARGS)
+
+test: lint  ## style, types, import rules; all tests; coverage and counts
+	$(PYTHON_ENV)/python -m pytest --full -m "not long" --cov --cov-report=json $(ARGS)
+
+test-quick: $(DEV_STAMP)  ## tests without lint, coverage and counts (TESTS=tests/core)
+	$(PYTHON_ENV)/python -m pytest -m "not slow and not long" $(TESTS) $(ARGS)
+
+test-long: $(DEV_STAMP)  ## only the tests that take minutes
+	$(PYTHON_ENV)/python -m pytest -m long $(TESTS) $(ARGS)
+
+lint: $(DEV_STAMP)  ## ruff, mypy, import-linter
+	$(PYTHON_ENV)/ruff check .
+	$(PYTHON_ENV)/ruff format --check .
+	$(PYTHON_ENV)/mypy
+	$(PYTHON_ENV)/lint-imports --no-cache --no-logo
+
+format: $(DEV_STAMP)  ## let ruff put the code in order
+	$(PYTHON_ENV)/ruff check --fix .
+	$(PYTHON_ENV)/ruff format .
+
+bench: $(DEV_STAMP)  ## shm against asyncio TCP and uvloop TCP on loopback
+	$(PYTHON_ENV)/pysmc bench $(ARGS)
+
+clean:  ## remove the environment and what tools and tests left
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis \
+	    .import_linter_cache .coverage .coverage.* coverage.json htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO_STAMP): pyproject.toml tools/bootstrap.sh
+	@tools/bootstrap.sh demo
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml tools/bootstrap.sh
+	@tools/bootstrap.sh dev
+	@touch $@

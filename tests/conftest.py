@@ -1,0 +1,51 @@
+"""What holds for every test: Hypothesis profiles, and what a test may demand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["house_gate"]
+
+# No deadline in any profile: how long an example takes depends on the machine, and
+# tests that bound a time say so and measure it themselves.
+settings.register_profile("dev", max_examples=60, deadline=None)
+settings.register_profile(
+    "ci", max_examples=100, deadline=None, derandomize=True, print_blob=True
+)
+settings.register_profile(
+    "nightly",
+    max_examples=3000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+)
+
+
+@cache
+def _network_namespaces_missing() -> str:
+    """Say why tests cannot make network namespaces here; empty when they can."""
+    if os.geteuid() != 0:
+        return "needs root, to make network namespaces"
+    for program, package in (("ip", "iproute2"), ("nft", "nftables")):
+        if shutil.which(program) is None:
+            return f"needs the program {program}: apt-get install -y {package}"
+    probe = subprocess.run(
+        ["unshare", "--net", "true"], capture_output=True, check=False
+    )
+    if probe.returncode != 0:
+        return "needs the right to make network namespaces (unshare --net fails)"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("netns") and _network_namespaces_missing():
+            item.add_marker(pytest.mark.skip(reason=_network_namespaces_missing()))

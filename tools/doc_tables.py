@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Write the tables of the docs from the code that they are about.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; the
+words around it are written by hand. ``make docs`` writes, ``--check`` only compares
+(tests/test_docs.py).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pysmc import config
+from pysmc.reasons import REASONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).resolve().parent.parent
+MARKED = re.compile(
+    r"(<!-- table: (?P<name>[\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL
+)
+
+
+def field_texts() -> dict[str, str]:
+    """Read the docstring under each field of `pysmc.Config` from the source."""
+    tree = ast.parse(Path(config.__file__).read_text(encoding="utf-8"))
+    (cls,) = (
+        node
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "Config"
+    )
+    texts = {}
+    for node, following in zip(cls.body, cls.body[1:], strict=False):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[node.target.id] = " ".join(text.split())
+    return texts
+
+
+def _default(field: Field[object]) -> str:
+    if field.default is MISSING:
+        return "depends on the machine"
+    match field.default:
+        case () | "":
+            return "(empty)"
+        case tuple(items):
+            return f"`{','.join(str(item) for item in items)}`"
+        case other:
+            return f"`{other}`"
+
+
+def _kind(field: Field[object]) -> str:
+    if field.metadata.get("kind") == "wait":
+        return "wait"
+    is_limit = field.metadata.get("kind") == "int" and field.name.startswith("max_")
+    in_design = field.name in {"max_links", "max_connections"}
+    return "limit" if is_limit and not in_design else "main"
+
+
+def config_table(*kinds: str) -> str:
+    """Render the fields of the kinds: "main", "wait" or "limit"."""
+    texts = field_texts()
+    rows = ["| field | default | meaning |", "|---|---|---|"]
+    rows += [
+        f"| `{field.name}` | {_default(field)} | {texts[field.name]} |"
+        for field in fields(config.Config)
+        if _kind(field) in kinds
+    ]
+    return "\n".join(rows)
+
+
+def reasons_table(*, advice: bool) -> str:
+    """Render the table of reasons, with or without what to do."""
+    rows = ["| name | code | what happened |", "|---|---|---|"]
+    if advice:
+        rows = ["| name | code | what happened | what to do |", "|---|---|---|---|"]
+    for row in REASONS.values():
+        code = "–" if row.code is None else f"`{row.code:08x}`"
+        cells = [f"`{row.name}`", code, row.sentence]
+        rows.append(f"| {' | '.join(cells + [row.advice] * advice)} |")
+    return "\n".join(rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "config-main": lambda: config_table("main"),
+    "config-waits": lambda: config_table("wait"),
+    "config-limits": lambda: config_table("limit"),
+    "reasons-short": lambda: reasons_table(advice=False),
+    "reasons": lambda: reasons_table(advice=True),
+}
+
+
+def render(text: str) -> str:
+    """Replace every marked table of a page by what the code says now."""
+    return MARKED.sub(
+        lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", text
+    )
+
+
+def pages() -> list[Path]:
+    """List the pages that may have tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def stale() -> list[str]:
+    """Name the pages whose tables differ from the code."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages()}
+    return [
+        str(page.relative_to(ROOT))
+        for page, text in texts.items()
+        if render(text) != text
+    ]
+
+
+def main(arguments: list[str]) -> int:
+    """Write the tables, or with ``--check`` name the pages that are stale."""
+    names = stale()
+    if arguments != ["--check"]:
+        for name in names:
+            page = ROOT / name
+            page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
+    print("\n".join(names) or "All tables are as the code says.")
+    return 1 if names and arguments == ["--check"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

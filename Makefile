@@ -12,7 +12,7 @@ ARGS ?=
 TESTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-long lint format bench clean
+.PHONY: help demo test test-quick test-long lint format docs bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,9 @@ lint: $(DEV_STAMP)  ## ruff, mypy, import-linter
 format: $(DEV_STAMP)  ## let ruff put the code in order
 	$(PYTHON_ENV)/ruff check --fix .
 	$(PYTHON_ENV)/ruff format .
+
+docs: $(DEV_STAMP)  ## write the tables of the docs from the code
+	$(PYTHON_ENV)/python tools/doc_tables.py
 
 bench: $(DEV_STAMP)  ## shm against asyncio TCP and uvloop TCP on loopback
 	$(PYTHON_ENV)/pysmc bench $(ARGS)

@@ -82,7 +82,7 @@ def reasons_table(*, advice: bool) -> str:
     if advice:
         rows = ["| name | code | what happened | what to do |", "|---|---|---|---|"]
     for row in REASONS.values():
-        code = "–" if row.code is None else f"`{row.code:08x}`"
+        code = "none" if row.code is None else f"`{row.code:08x}`"
         cells = [f"`{row.name}`", code, row.sentence]
         rows.append(f"| {' | '.join(cells + [row.advice] * advice)} |")
     return "\n".join(rows)

@@ -1,0 +1,61 @@
+"""The docs say what the code says: tables, links, examples, names."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import doc_tables
+from pysmc.config import Config
+from pysmc.reasons import REASONS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    *sorted(path.name for path in ROOT.glob("*.md")),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+]
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+FIELDS = {field.name for field in dataclasses.fields(Config)}
+VARIABLE = re.compile(r"\bPYSMC_([A-Z_]*[A-Z])")
+
+
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_tables_are_what_the_code_says() -> None:
+    assert doc_tables.stale() == [], "run: make docs"
+
+
+def test_every_setting_and_every_reason_is_documented() -> None:
+    config = read("docs/reference/config.md")
+    reasons = read("docs/reference/reasons.md")
+    texts = doc_tables.field_texts()
+    assert texts.keys() == FIELDS, "a field of Config without a docstring"
+    assert [name for name in FIELDS if f"| `{name}` |" not in config] == []
+    assert [n for n in REASONS if f"| `{n}` |" not in reasons] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    folder = (ROOT / page).parent
+    dead = [to for to in LINK.findall(read(page)) if not (folder / to).exists()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_are_python(page: str) -> None:
+    for example in PYTHON.findall(read(page)):
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        compile(example, page, "exec", flags=flags, dont_inherit=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_variables_that_are_named_exist(page: str) -> None:
+    names = {name.upper() for name in FIELDS}
+    assert set(VARIABLE.findall(read(page))) - names == set()

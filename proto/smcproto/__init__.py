@@ -1,0 +1,14 @@
+"""smcproto: what SMC-R's bytes mean.
+
+Messages are frozen dataclasses with ``parse`` and ``build``; ``clc.parse``,
+``llc.parse`` and ``cdc.unpack`` read any message of a plane. Arbitrary bytes give a
+message or ``DecodeError``. There is no behaviour here: ``pysmc.core`` has that.
+
+Source: RFC 7609 appendix A; Linux net/smc for versions 2.0 and 2.1.
+"""
+
+from __future__ import annotations
+
+from smcproto.errors import DecodeError, EncodeError
+
+__all__ = ["DecodeError", "EncodeError"]

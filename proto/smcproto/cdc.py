@@ -46,6 +46,8 @@ _FAST: Final = struct.Struct(">HHIQQH18x")
 _TYPE_AND_LENGTH: Final = CDC_TYPE << 8 | CDC_BYTES
 _CURSOR_MASK: Final = (1 << 48) - 1
 _FLAGS_MASK: Final = 0xF8E0
+_NO_PRODUCER_FLAGS: Final = ProducerFlags(0)
+_NO_STATE_FLAGS: Final = ConnectionStateFlags(0)
 
 
 def pack(
@@ -66,8 +68,9 @@ def pack(
     Reference: RFC 7609 A.4.
     """
     if (producer | consumer) & ~_CURSOR_MASK or flags & ~_FLAGS_MASK:
+        msg = f"cursors {producer:#x}, {consumer:#x} or flags {flags:#x} do not fit"
         raise EncodeError(
-            f"cursors {producer:#x}, {consumer:#x} or flags {flags:#x} do not fit",
+            msg,
             field="producer_count" if producer & ~_CURSOR_MASK else "producer_flags",
         )
     try:
@@ -75,9 +78,8 @@ def pack(
             _TYPE_AND_LENGTH, sequence, alert_token, producer, consumer, flags
         )
     except struct.error as error:
-        raise EncodeError(
-            f"sequence {sequence} or token {alert_token} does not fit", field="sequence"
-        ) from error
+        msg = f"sequence {sequence} or token {alert_token} does not fit"
+        raise EncodeError(msg, field="sequence") from error
 
 
 def unpack(data: Buffer) -> tuple[int, int, int, int, int]:
@@ -118,9 +120,7 @@ def _wrong_length(size: int) -> DecodeError:
 def _wrong_head(head: int) -> DecodeError:
     """Say which of the first two bytes is wrong."""
     if head >> 8 != CDC_TYPE:
-        return DecodeError(
-            f"type {head >> 8:#04x} is not CDC", field="type", offset=0
-        )
+        return DecodeError(f"type {head >> 8:#04x} is not CDC", field="type", offset=0)
     return DecodeError(
         f"length byte {head & 0xFF} where it must be {CDC_BYTES}",
         field="length",
@@ -145,9 +145,9 @@ class CdcMessage:
     """How often the sender's reading has wrapped, 16 bits."""
     consumer_count: int
     """Next byte that the sender will read in its own element; 32 bits."""
-    producer_flags: ProducerFlags = ProducerFlags(0)
+    producer_flags: ProducerFlags = _NO_PRODUCER_FLAGS
     """What the sender says about its writing."""
-    state_flags: ConnectionStateFlags = ConnectionStateFlags(0)
+    state_flags: ConnectionStateFlags = _NO_STATE_FLAGS
     """How far the sender has closed."""
 
     @classmethod
@@ -173,7 +173,7 @@ class CdcMessage:
         Raises:
             EncodeError: A value does not fit.
         """
-        return _CDC.build({name: getattr(self, name) for name in _CDC.names})
+        return _CDC.build_from(self)
 
     def __str__(self) -> str:
         names = [flag.name or "" for flag in self.producer_flags]

@@ -11,9 +11,8 @@ is one that Linux tolerates (text in an EID, unknown codes) it is read as it is.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from smcproto.constants import (
     CLC_TRAILER_BYTES,
@@ -39,7 +38,8 @@ from smcproto.layout import (
     uint,
 )
 
-_UEID: Final = re.compile(r"[A-Z0-9][A-Z0-9.\-]{0,31}")
+_ALPHANUMERIC: Final = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+_UEID_CHARACTERS: Final = _ALPHANUMERIC | frozenset(".-")
 
 _EIDS: Final = Rows("v2.eids", f"{EID_BYTES}s")
 _GIDS: Final = Rows("v2.gids", f"{GID_BYTES}s")
@@ -93,19 +93,24 @@ _SMCD_ACCEPT_TAIL: Final = Layout(
 _GID_LIST_HEAD: Final = Layout("GID list", uint("gid_count", 1), reserved(3))
 
 
-def is_valid_eid(text: str) -> bool:
+def is_valid_eid(eid: str) -> bool:
     """Tell whether a text can be a user-defined EID (UEID).
 
     It has 1 to 32 characters out of A-Z, 0-9, dot and hyphen; the first is a letter
     or digit; no two dots stand side by side.
 
     Args:
-        text: Without the blanks that pad it on the wire.
+        eid: Without the blanks that pad it on the wire.
 
-    Reference: Linux net/smc/smc_clc.c, ``smc_clc_ueid_...``; IBM's documentation of
+    Reference: Linux net/smc/smc_clc.c; IBM's documentation of
     UEIDs adds the rule about dots.
     """
-    return _UEID.fullmatch(text) is not None and ".." not in text
+    return (
+        1 <= len(eid) <= EID_BYTES
+        and eid[0] in _ALPHANUMERIC
+        and _UEID_CHARACTERS.issuperset(eid)
+        and ".." not in eid
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +178,12 @@ class ProposalExtension:
         """
         end = len(data) - CLC_TRAILER_BYTES
         if start + _PROPOSAL_EXTENSION.size > end:
-            raise DecodeError(
+            msg = (
                 f"version 2 extension of {_PROPOSAL_EXTENSION.size} bytes at {start} "
-                f"does not fit before {end}",
+                f"does not fit before {end}"
+            )
+            raise DecodeError(
+                msg,
                 field="v2_ext_offset",
                 offset=50,
             )
@@ -186,8 +194,9 @@ class ProposalExtension:
         eids_start = start + _PROPOSAL_EXTENSION.size
         eids_end = eids_start + EID_BYTES * eid_count
         if eid_count > UEIDS_MAX or eids_end > end:
+            msg = f"{eid_count} UEIDs: at most {UEIDS_MAX}, and they must fit in"
             raise DecodeError(
-                f"{eid_count} UEIDs: at most {UEIDS_MAX}, and they must fit in",
+                msg,
                 field="v2.eid_count",
                 offset=start,
             )
@@ -195,16 +204,20 @@ class ProposalExtension:
         parts_end = eids_end
         if smcd_offered and smcd_offset:
             if start + _SMCD_OFFSET_BASE + smcd_offset != eids_end:
-                raise DecodeError(
+                msg = (
                     f"SMC-Dv2 part at {start + _SMCD_OFFSET_BASE + smcd_offset} "
-                    f"instead of {eids_end}, behind the UEIDs",
+                    f"instead of {eids_end}, behind the UEIDs"
+                )
+                raise DecodeError(
+                    msg,
                     field="v2.smcd_offset",
                     offset=start + 6,
                 )
             smcd, parts_end = _read_smcd(data, eids_end, end, ism_gid_count)
         if parts_end != end:
+            msg = f"parts end at {parts_end}, the message at {end}"
             raise DecodeError(
-                f"parts end at {parts_end}, the message at {end}",
+                msg,
                 field="length",
                 offset=5,
             )
@@ -223,24 +236,15 @@ class ProposalExtension:
         _limit("v2.eids", len(self.eids), UEIDS_MAX)
         _limit("v2.smcd.gids", len(gids), ISM_GIDS_MAX)
         eids = tuple((encode_text(eid, EID_BYTES, "v2.eids"),) for eid in self.eids)
-        head = _PROPOSAL_EXTENSION.build(
-            {
-                "eid_count": len(eids),
-                "ism_gid_count": len(gids),
-                "release": self.release,
-                "seid_offered": self.seid_offered,
-                "smcd_offset": (
-                    0
-                    if self.smcd is None
-                    else _PROPOSAL_EXTENSION.size
-                    - _SMCD_OFFSET_BASE
-                    + EID_BYTES * len(eids)
-                ),
-                "gid": self.gid,
-                "max_connections": self.max_connections,
-                "max_links": self.max_links,
-                "feature_mask": self.feature_mask,
-            }
+        smcd_offset = 0
+        if self.smcd is not None:
+            smcd_offset = _PROPOSAL_EXTENSION.size + EID_BYTES * len(eids)
+            smcd_offset -= _SMCD_OFFSET_BASE
+        head = _PROPOSAL_EXTENSION.build_from(
+            self,
+            eid_count=len(eids),
+            ism_gid_count=len(gids),
+            smcd_offset=smcd_offset,
         )
         smcd = self.smcd.build() if self.smcd is not None else b""
         return head + _EIDS.build(eids) + smcd
@@ -260,8 +264,9 @@ def _read_smcd(
     gids_start = start + _SEID_AND_RESERVED_BYTES
     gids_end = gids_start + _ISM_GIDS.size * gid_count
     if gid_count > ISM_GIDS_MAX or gids_end > end:
+        msg = f"{gid_count} ISM GIDs: at most {ISM_GIDS_MAX}, and they must fit in"
         raise DecodeError(
-            f"{gid_count} ISM GIDs: at most {ISM_GIDS_MAX}, and they must fit in",
+            msg,
             field="v2.ism_gid_count",
         )
     gids = tuple(IsmGid(*row) for row in _ISM_GIDS.parse(data, gids_start, gid_count))
@@ -271,7 +276,8 @@ def _read_smcd(
 def _limit(field: str, count: int, most: int) -> None:
     """Refuse more entries than the format has room for."""
     if count > most:
-        raise EncodeError(f"{count} entries, at most {most}", field=field)
+        msg = f"{count} entries, at most {most}"
+        raise EncodeError(msg, field=field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,11 +313,11 @@ class FirstContactExtension:
 
     def build(self) -> bytes:
         """Give the 52 bytes."""
-        return _FIRST_CONTACT.build(_fields(self, _FIRST_CONTACT))
+        return _FIRST_CONTACT.build_from(self)
 
     def build_short(self) -> bytes:
         """Give the 36 bytes that SMC-D has in release 0."""
-        return _FIRST_CONTACT_SHORT.build(_fields(self, _FIRST_CONTACT_SHORT))
+        return _FIRST_CONTACT_SHORT.build_from(self)
 
     def __str__(self) -> str:
         route = "direct" if self.direct else "routed"
@@ -326,11 +332,6 @@ FIRST_CONTACT_BYTES: Final = _FIRST_CONTACT.size
 FIRST_CONTACT_SHORT_BYTES: Final = _FIRST_CONTACT_SHORT.size
 
 
-def _fields(message: object, layout: Layout) -> dict[str, Any]:
-    """Take the values of a layout from the attributes of the same names."""
-    return {name: getattr(message, name) for name in layout.names}
-
-
 @dataclass(frozen=True, slots=True)
 class AcceptExtension:
     """What a version 2 Accept says behind the version 1 part."""
@@ -341,9 +342,7 @@ class AcceptExtension:
     """Present on first contact only."""
 
     @classmethod
-    def read(
-        cls, data: bytes, start: int, *, first_contact: bool
-    ) -> AcceptExtension:
+    def read(cls, data: bytes, start: int, *, first_contact: bool) -> AcceptExtension:
         """Read the part at an offset; the caller has checked the length."""
         values = _ACCEPT_TAIL.parse(data, start)
         contact = None
@@ -353,7 +352,7 @@ class AcceptExtension:
 
     def build(self) -> bytes:
         """Give the bytes."""
-        return _ACCEPT_TAIL.build({"eid": self.eid}) + (
+        return _ACCEPT_TAIL.build_from(self) + (
             b"" if self.first_contact is None else self.first_contact.build()
         )
 
@@ -374,9 +373,7 @@ class ConfirmExtension:
     """GIDs of the client's ports, 16 bytes each; on first contact only."""
 
     @classmethod
-    def read(
-        cls, data: bytes, start: int, *, first_contact: bool
-    ) -> ConfirmExtension:
+    def read(cls, data: bytes, start: int, *, first_contact: bool) -> ConfirmExtension:
         """Read the part at an offset; it has to end at the trailer.
 
         Raises:
@@ -390,9 +387,12 @@ class ConfirmExtension:
         gids_start = list_start + _GID_LIST_HEAD.size
         gids_end = gids_start + GID_BYTES * count
         if gids_end != len(data) - CLC_TRAILER_BYTES:
-            raise DecodeError(
+            msg = (
                 f"{count} GIDs end at {gids_end}, the message at "
-                f"{len(data) - CLC_TRAILER_BYTES}",
+                f"{len(data) - CLC_TRAILER_BYTES}"
+            )
+            raise DecodeError(
+                msg,
                 field="v2.gid_count",
                 offset=list_start,
             )
@@ -409,9 +409,8 @@ class ConfirmExtension:
         head = AcceptExtension(self.eid, self.first_contact).build()
         if self.first_contact is None:
             if self.gids:
-                raise EncodeError(
-                    "GIDs are sent on first contact only", field="v2.gids"
-                )
+                msg = "GIDs are sent on first contact only"
+                raise EncodeError(msg, field="v2.gids")
             return head
         count = _GID_LIST_HEAD.build({"gid_count": len(self.gids)})
         return head + count + _GIDS.build((gid,) for gid in self.gids)
@@ -450,8 +449,9 @@ class SmcdAcceptExtension:
         if contact is not None and (contact.release == 0) != (
             size == FIRST_CONTACT_SHORT_BYTES
         ):
+            msg = f"release {contact.release} with a first contact part of {size} bytes"
             raise DecodeError(
-                f"release {contact.release} with a first contact part of {size} bytes",
+                msg,
                 field="v2.first_contact.release",
                 offset=contact_start + 1,
             )
@@ -459,7 +459,7 @@ class SmcdAcceptExtension:
 
     def build(self) -> bytes:
         """Give the bytes; release 0 has the short first contact part."""
-        head = _SMCD_ACCEPT_TAIL.build({"chid": self.chid, "eid": self.eid})
+        head = _SMCD_ACCEPT_TAIL.build_from(self)
         if self.first_contact is None:
             return head
         if self.first_contact.release == 0:

@@ -197,9 +197,8 @@ def rmbe_bytes(code: int) -> int:
     Reference: RFC 7609 A.2.3, "Bsize".
     """
     if not 0 <= code <= RMBE_SIZE_CODE_MAX:
-        raise ValueError(
-            f"RMBE size code {code} is outside 0 to {RMBE_SIZE_CODE_MAX}"
-        )
+        msg = f"RMBE size code {code} is outside 0 to {RMBE_SIZE_CODE_MAX}"
+        raise ValueError(msg)
     return RMBE_BYTES_MIN << code
 
 
@@ -219,10 +218,11 @@ def rmbe_size_code(size_bytes: int) -> int:
     """
     code = size_bytes.bit_length() - RMBE_BYTES_MIN.bit_length()
     if not 0 <= code <= RMBE_SIZE_CODE_MAX or RMBE_BYTES_MIN << code != size_bytes:
-        raise ValueError(
+        msg = (
             f"{size_bytes} bytes have no RMBE size code: use a power of two from "
             f"{RMBE_BYTES_MIN} to {RMBE_BYTES_MIN << RMBE_SIZE_CODE_MAX}"
         )
+        raise ValueError(msg)
     return code
 
 
@@ -241,5 +241,6 @@ def mtu_bytes(code: int) -> int:
     Reference: RFC 7609 A.2.3, "MTU".
     """
     if not Mtu.BYTES_256 <= code <= Mtu.BYTES_4096:
-        raise ValueError(f"MTU code {code} is reserved: 1 to 5 are defined")
+        msg = f"MTU code {code} is reserved: 1 to 5 are defined"
+        raise ValueError(msg)
     return 128 << code

@@ -78,18 +78,21 @@ _D: Final = PeerDiagnosis
 _TEXTS: Final[dict[int, tuple[str, str]]] = {
     _D.NO_MEMORY: (
         "The sender has no memory or no buffer left for this connection.",
-        "Raise its locked-memory limit, ask for smaller buffers, or close "
-        "connections.",
+        (
+            "Raise its locked-memory limit, ask for smaller buffers, or close "
+            "connections."
+        ),
     ),
     _D.CONFIRM_LINK_TIMEOUT: (
         "The sender waited in vain for CONFIRM LINK on the new link.",
-        "Check that RDMA traffic (for RoCEv2: UDP port 4791) passes between the "
-        "two devices.",
+        (
+            "Check that RDMA traffic (for RoCEv2: UDP port 4791) passes between the "
+            "two devices."
+        ),
     ),
     _D.ADD_LINK_TIMEOUT: (
         "The sender waited in vain for ADD LINK after the first link.",
-        "Check the path between the devices; the peer's log says why it was "
-        "silent.",
+        ("Check the path between the devices; the peer's log says why it was silent."),
     ),
     _D.CONFIGURATION: (
         "The sender's configuration gives it no usable IP prefix.",
@@ -105,8 +108,10 @@ _TEXTS: Final[dict[int, tuple[str, str]]] = {
     ),
     _D.NO_DEVICE: (
         "The sender has no device that this connection could use.",
-        "Check there that an RDMA device is up on the connection's network, and "
-        "that PNETIDs and UEIDs agree.",
+        (
+            "Check there that an RDMA device is up on the connection's network, and "
+            "that PNETIDs and UEIDs agree."
+        ),
     ),
     _D.NO_SMCD_DEVICE: (
         "The sender has no SMC-D (ISM) device for this connection.",
@@ -166,8 +171,10 @@ _TEXTS: Final[dict[int, tuple[str, str]]] = {
     ),
     _D.SUBNET: (
         "The two ends are in different IP subnets, which version 1 does not cross.",
-        "Use version 2 with a common UEID, or put both into one subnet with equal "
-        "prefix lengths.",
+        (
+            "Use version 2 with a common UEID, or put both into one subnet with equal "
+            "prefix lengths."
+        ),
     ),
     _D.VLAN: (
         "The sender could not find the VLAN of the TCP connection.",
@@ -203,8 +210,10 @@ _TEXTS: Final[dict[int, tuple[str, str]]] = {
     ),
     _D.OUT_OF_SYNC: (
         "The client has no link that matches a reused link group.",
-        "Nothing to do: the server drops the stale group and the next connection "
-        "makes a new one.",
+        (
+            "Nothing to do: the server drops the stale group and the next connection "
+            "makes a new one."
+        ),
     ),
     _D.PEER_DECLINED: (
         "The other side declined first.",

@@ -18,9 +18,7 @@ from __future__ import annotations
 class _FormatError(ValueError):
     """An error with a place: which field, at which byte of the message."""
 
-    def __init__(
-        self, message: str, *, field: str, offset: int | None = None
-    ) -> None:
+    def __init__(self, message: str, *, field: str, offset: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         """What is wrong, with the number found and what was allowed."""

@@ -15,14 +15,16 @@ Source: RFC 7609 A.2, "Reserved fields must be set to zero and not validated".
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import construct
 
 from smcproto.errors import DecodeError, EncodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from enum import IntEnum, IntFlag
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """What a parser takes; the results never refer to it."""
@@ -96,7 +98,8 @@ def flags(name: str, members: type[IntFlag]) -> Field:
         defined |= member
 
     def encode(value: int, _context: Any) -> int:
-        _require(value & ~defined == 0, name, f"{value:#x} has undefined flags")
+        if value & ~defined:
+            raise _misfit(name, f"{value:#x} has undefined flags")
         return value
 
     subcon = construct.ExprAdapter(
@@ -110,13 +113,11 @@ def raw(name: str, size_bytes: int) -> Field:
 
     def encode(value: Any, _context: Any) -> bytes:
         # construct's Bytes would take an int as well, and so hide a mistake.
-        _require(isinstance(value, bytes), name, f"{value!r} is not bytes")
-        _require(
-            len(value) == size_bytes,
-            name,
-            f"{len(value)} bytes where {size_bytes} are needed",
-        )
-        return bytes(value)
+        if not isinstance(value, bytes):
+            raise _misfit(name, f"{value!r} is not bytes")
+        if len(value) != size_bytes:
+            raise _misfit(name, f"{len(value)} bytes where {size_bytes} are needed")
+        return value
 
     subcon = construct.ExprAdapter(
         construct.Bytes(size_bytes), lambda value, _context: value, encode
@@ -146,9 +147,8 @@ def words(name: str, count: int) -> Field:
         try:
             return codec.pack(*value)
         except (struct.error, TypeError) as error:
-            raise EncodeError(
-                f"{value!r} is not {count} numbers of 32 bits", field=name
-            ) from error
+            msg = f"{value!r} is not {count} numbers of 32 bits"
+            raise EncodeError(msg, field=name) from error
 
     subcon = construct.ExprAdapter(
         construct.Bytes(codec.size),
@@ -175,16 +175,13 @@ def bits(*members: Bit) -> Field:
             for name, mask, shift, convert in decoders
         }
 
-    def encode(values: Mapping[str, int], _context: Any) -> int:
+    def encode(values: Mapping[str, Any], _context: Any) -> int:
         byte = 0
         for name, mask, shift in plan:
             value = values[name]
             limit = mask >> shift
-            _require(
-                isinstance(value, int) and 0 <= value <= limit,
-                name,
-                f"{value!r} is outside 0 to {limit}",
-            )
+            if not (isinstance(value, int) and 0 <= value <= limit):
+                raise _misfit(name, f"{value!r} is outside 0 to {limit}")
             byte |= value << shift
         return byte
 
@@ -203,10 +200,9 @@ def reserved(size_bytes: int) -> Field:
     return Field((), construct.Padding(size_bytes))
 
 
-def _require(condition: bool, name: str, problem: str) -> None:
-    """Refuse a value that has no place in its field."""
-    if not condition:
-        raise EncodeError(f"{name}: {problem}", field=name)
+def _misfit(name: str, problem: str) -> EncodeError:
+    """Say that a value has no place in its field."""
+    return EncodeError(f"{name}: {problem}", field=name)
 
 
 def decode_text(padded: bytes) -> str:
@@ -224,9 +220,12 @@ def encode_text(value: str, size_bytes: int, field: str) -> bytes:
     try:
         encoded = value.encode("latin-1")
     except UnicodeEncodeError as error:
-        raise EncodeError(f"{value!r} is not ASCII", field=field) from error
-    _require(len(encoded) <= size_bytes, field, f"{value!r} exceeds {size_bytes} bytes")
-    _require(not encoded.endswith(b" "), field, f"{value!r} ends in a blank")
+        msg = f"{value!r} is not ASCII"
+        raise EncodeError(msg, field=field) from error
+    if len(encoded) > size_bytes:
+        raise _misfit(field, f"{value!r} exceeds {size_bytes} bytes")
+    if encoded.endswith(b" "):
+        raise _misfit(field, f"{value!r} ends in a blank")
     return encoded.ljust(size_bytes, b" ")
 
 
@@ -279,8 +278,9 @@ class Layout:
             container = self._struct.parse(data[offset : offset + self.size])
         except construct.ConstructError as error:
             field = _field_of(error)
+            msg = f"{self.name}: {field} has an unexpected value"
             raise DecodeError(
-                f"{self.name}: {field} has an unexpected value",
+                msg,
                 field=field,
                 offset=self._offsets.get(field),
             ) from error
@@ -291,6 +291,19 @@ class Layout:
             else:
                 values[key] = container[key]
         return values
+
+    def build_from(self, source: object, **others: Any) -> bytes:
+        """Write the values, taken from the attributes of the same names.
+
+        Args:
+            source: Usually a message.
+            others: Values that are no attributes of it.
+
+        Raises:
+            EncodeError: A value does not fit; the field and its place are named.
+        """
+        own = {name: getattr(source, name) for name in self.names - others.keys()}
+        return self.build(own | others)
 
     def build(self, values: Mapping[str, Any]) -> bytes:
         """Write the values.
@@ -307,14 +320,16 @@ class Layout:
             built = self._struct.build(tree)
         except construct.ConstructError as error:
             field = _field_of(error)
+            msg = f"{self.name}: {values[field]!r} does not fit into {field}"
             raise EncodeError(
-                f"{self.name}: {values[field]!r} does not fit into {field}",
+                msg,
                 field=field,
                 offset=self._offsets[field],
             ) from error
         except EncodeError as error:
+            msg = f"{self.name}: {error.message}"
             raise EncodeError(
-                f"{self.name}: {error.message}",
+                msg,
                 field=error.field,
                 offset=self._offsets[error.field],
             ) from error
@@ -346,9 +361,7 @@ class Rows:
         self.size = self._codec.size
         """Bytes of one entry."""
 
-    def parse(
-        self, data: bytes, offset: int, count: int
-    ) -> Iterator[tuple[Any, ...]]:
+    def parse(self, data: bytes, offset: int, count: int) -> Iterator[tuple[Any, ...]]:
         """Read that many entries; the caller has checked that they are there."""
         assert len(data) - offset >= count * self.size, "the caller checks the length"
         return self._codec.iter_unpack(data[offset : offset + count * self.size])
@@ -365,10 +378,10 @@ class Rows:
         for value, width in zip(row, self._widths, strict=True):
             # struct would pad or cut bytes of another length without a word.
             if width and len(value) != width:
-                raise EncodeError(
-                    f"{len(value)} bytes where {width} are needed", field=self.name
-                )
+                msg = f"{len(value)} bytes where {width} are needed"
+                raise EncodeError(msg, field=self.name)
         try:
             return self._codec.pack(*row)
         except struct.error as error:
-            raise EncodeError(f"{row!r} does not fit", field=self.name) from error
+            msg = f"{row!r} does not fit"
+            raise EncodeError(msg, field=self.name) from error

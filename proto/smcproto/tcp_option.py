@@ -51,8 +51,9 @@ class SmcOption:
         """
         options = bytes(data[: OPTIONS_MAX_BYTES + 1])
         if len(options) > OPTIONS_MAX_BYTES:
+            msg = f"{len(data)} bytes: TCP options have at most {OPTIONS_MAX_BYTES}"
             raise DecodeError(
-                f"{len(data)} bytes: TCP options have at most {OPTIONS_MAX_BYTES}",
+                msg,
                 field="length",
                 offset=OPTIONS_MAX_BYTES,
             )
@@ -66,9 +67,8 @@ class SmcOption:
                 _OPTION.parse(options, position)
                 return cls()
             position += size
-        raise DecodeError(
-            "no SMC-R option among the TCP options", field="kind", offset=position
-        )
+        msg = "no SMC-R option among the TCP options"
+        raise DecodeError(msg, field="kind", offset=position)
 
     def build(self) -> bytes:
         """Give the six bytes, without padding."""
@@ -82,8 +82,9 @@ def _option_size(options: bytes, position: int) -> int:
     """Give the size of the option at a position, which must lie inside."""
     size = options[position + 1] if position + 1 < len(options) else 0
     if size < 2 or position + size > len(options):
+        msg = f"TCP option {options[position]} of {size} bytes does not fit"
         raise DecodeError(
-            f"TCP option {options[position]} of {size} bytes does not fit",
+            msg,
             field="length",
             offset=position + 1,
         )

@@ -1,0 +1,409 @@
+"""Discovery: how one end of a TCP connection learns that the other speaks SMC.
+
+Decides, before the first byte of a connection, whether both ends may speak SMC on it.
+Nothing is sent over TCP unless that is known. Knows nothing of CLC, of transports or of
+what happens when the answer is no.
+
+* `local` joins processes of one host: a beacon says that a listener is pysmc's
+  (`beacon`), a DSCP on the SYN says that the client is (`mark`), and a rendezvous over
+  a Unix socket lets the two agree (`local`).
+* `static` is a list of peers in the configuration (`static`).
+
+Works on any running loop with public calls only. Source: RFC 7609 section 3.1 asks for
+a TCP option, which a plain socket cannot set; this package is what can be had without.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from pysmc.discovery.address import bound_device, endpoint
+from pysmc.discovery.beacon import BeaconRegistry, Lookup, listener_names
+from pysmc.discovery.local import SERVER_SHARE, Mark, Offer
+from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
+from pysmc.discovery.rendezvous import SMC, Users, Verdict
+from pysmc.discovery.static import StaticPeers
+from pysmc.errors import ForkedError
+from pysmc.reasons import Reason, reason
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Sequence
+
+    from pysmc.config import Config
+    from pysmc.discovery.beacon import Beacon
+    from pysmc.discovery.mark import MarkedSocket
+
+__all__ = ["Announcement", "Discovery", "Mark", "Verdict"]
+
+log = logging.getLogger(__name__)
+
+INET_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
+TCP_PROTOCOLS = frozenset({0, socket.IPPROTO_TCP})
+
+PEER_NO_SMC = reason("PEER_NO_SMC", "peer")
+NOT_MARKED = reason("NOT_MARKED", "local")
+NOT_LISTED = reason("PEER_NO_SMC", "local", "PYSMC_PEERS does not list it.")
+NO_SYN_KEPT = reason(
+    "MARK_LOST", "local", "The kernel kept no SYN of this connection (SYN cookie)."
+)
+
+
+def _setup_missing(detail: str) -> Reason:
+    return reason("SETUP_MISSING", "local", detail)
+
+
+OPTION_NOT_BUILT = _setup_missing("Discovery 'tcp_option' is not built yet.")
+NOT_TCP = _setup_missing("This is not a TCP socket with a numeric address.")
+OWN_TOS = _setup_missing(
+    "The application chose the socket's TOS or priority, so it cannot be marked."
+)
+BOUND_TO_DEVICE = _setup_missing(
+    "The socket is bound to a device (SO_BINDTODEVICE), which 'local' does not follow."
+)
+
+
+class Announcement:
+    """A listener's beacons; close it when the listener closes."""
+
+    def __init__(self, registry: BeaconRegistry, names: Sequence[bytes]) -> None:
+        """Hold every name, or none.
+
+        Raises:
+            OSError: There is no descriptor left, or Unix sockets are forbidden.
+        """
+        self._registry = registry
+        self._beacons: list[Beacon] = []
+        try:
+            for name in names:
+                self._beacons.append(registry.hold(name))
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def is_holder(self) -> bool:
+        """Whether this loop holds all the names; otherwise another one does."""
+        return all(beacon.is_holder for beacon in self._beacons)
+
+    def close(self) -> None:
+        """Give the names back; idempotent."""
+        while self._beacons:
+            self._registry.release(self._beacons.pop())
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the names were given back."""
+        return not self._beacons
+
+
+class Discovery:
+    """Everything that one loop knows and holds for discovery.
+
+    All methods but `close` raise `ForkedError` in a child of the process that made it,
+    and `RuntimeError` after `close`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, config: Config) -> None:
+        """Prepare the ways of discovery that the configuration enables.
+
+        Args:
+            loop: The loop that will run; only its public methods are used.
+            config: `discovery`, `fabrics`, `peers`, `allowed_uids`, `discovery_wait`.
+
+        Raises:
+            ValueError: ``config.peers`` contains something that is not an address.
+        """
+        self._loop = loop
+        self._wait = config.discovery_wait
+        self._users = Users(config.allowed_uids)
+        self._off: Reason | None = None
+        self._peers: StaticPeers | None = None
+        self._lookup: Lookup | None = None
+        self._closed = False
+        self._forked = False
+        self._has_announced = False
+        self._registry = BeaconRegistry(loop)
+        self._by_listener: weakref.WeakKeyDictionary[socket.socket, Announcement] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._by_socket: weakref.WeakKeyDictionary[socket.socket, Mark] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._announcements: set[Announcement] = set()
+        self._open_marks: set[Mark] = set()
+        self._offers: set[Offer] = set()
+        self._enable(config)
+        _alive.add(self)
+
+    def _enable(self, config: Config) -> None:
+        if not config.fabrics or not config.discovery:
+            self._off = reason("DISABLED", "local")
+            return
+        if "static" in config.discovery:
+            self._peers = StaticPeers(config.peers)
+        if "local" in config.discovery:
+            try:
+                self._lookup = Lookup()
+            except OSError as error:
+                detail = f"Discovery 'local' has no Unix socket: {error.strerror}."
+                self._off = None if self._peers else _setup_missing(detail)
+        elif self._peers is None:
+            self._off = OPTION_NOT_BUILT
+
+    # --- listeners ---------------------------------------------------------------
+
+    def announce(self, listener: socket.socket) -> Announcement | None:
+        """Make a listener of this loop known to clients of this host.
+
+        To be called once it is bound; again with the same socket it gives the same
+        announcement. Whatever goes wrong is logged and costs only SMC, never the
+        listener.
+
+        Returns:
+            None when it is not a TCP listener or the discovery "local" is off.
+        """
+        self._check_usable()
+        if self._lookup is None or not _is_tcp(listener):
+            return None
+        known = self._by_listener.get(listener)
+        if known is not None and not known.is_closed:
+            return known
+        try:
+            bound = endpoint(listener.getsockname())
+            if bound is None or bound.port == 0:
+                return None
+            if bound_device(listener) and not bound.is_link_local:
+                log.info("listener %s is not announced: %s", bound, BOUND_TO_DEVICE)
+                return None
+            # Before the beacon: a client that sees the beacon relies on it.
+            save_syn(listener)
+            names = listener_names(bound, dual_stack=_is_dual_stack(listener))
+            announcement = Announcement(self._registry, names)
+        except OSError as error:
+            log.warning("listener %r is not announced: %s", listener, error)
+            return None
+        self._has_announced = True
+        self._announcements.add(announcement)
+        self._by_listener[listener] = announcement
+        return announcement
+
+    # --- server side -------------------------------------------------------------
+
+    def inspect(self, conn: socket.socket) -> bool | Reason:
+        """Look at an accepted connection: one system call if its client is plain.
+
+        Reads the saved SYN, which can be done only once.
+
+        Returns:
+            True when `confirm` is worth awaiting, otherwise why it is TCP.
+        """
+        self._check_usable()
+        if self._off is not None:
+            return self._off
+        if self._peers is not None and self._lists(conn):
+            return True
+        if self._lookup is None:
+            return NOT_LISTED
+        if not self._has_announced:
+            return NOT_MARKED
+        try:
+            marked = read_mark(conn)
+        except OSError:
+            return NOT_MARKED
+        if marked is None:
+            return NO_SYN_KEPT if keeps_syn(conn) else NOT_MARKED
+        return True if marked else PEER_NO_SMC
+
+    async def confirm(self, conn: socket.socket) -> Verdict:
+        """Agree with the client of a connection for which `inspect` returned True.
+
+        Takes at most half of ``Config.discovery_wait``. After a cancellation the
+        client may believe that it is on SMC-R: close the connection.
+        """
+        self._check_usable()
+        if self._peers is not None and self._lists(conn):
+            return SMC
+        wait = self._wait * SERVER_SHARE
+        offer = Offer(self._loop, conn, self._users, wait=wait)
+        self._offers.add(offer)
+        try:
+            return await offer.verdict()
+        finally:
+            self._offers.discard(offer)
+
+    # --- client side -------------------------------------------------------------
+
+    def prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
+        """Look for a listener of pysmc, before connecting: one system call if none.
+
+        Args:
+            sock: The socket that will connect.
+            address: What it will connect to, with a numeric host.
+
+        Returns:
+            A mark, to be handed to `connected`, or to `settle_tcp` when the connect
+            fails. Otherwise why the connection is TCP; then nothing was changed.
+        """
+        self._check_usable()
+        if self._off is not None:
+            return self._off
+        if self._peers is not None:
+            target = endpoint(address)
+            if target is not None and (target, target.port) in self._peers:
+                return self._new_mark(sock, None, verdict=SMC)
+        if self._lookup is None:
+            return NOT_LISTED
+        if not isinstance(address, tuple) or not isinstance(address[1], int):
+            return NOT_TCP
+        if not self._lookup.has_port(address[1]):
+            return PEER_NO_SMC
+        return self._prepare_local(sock, address, self._lookup)
+
+    def _prepare_local(
+        self, sock: socket.socket, address: Any, lookup: Lookup
+    ) -> Mark | Reason:
+        target = endpoint(address)
+        if target is None or not _is_tcp(sock):
+            return NOT_TCP
+        if not lookup.has_address(target):
+            return PEER_NO_SMC
+        earlier = self._by_socket.get(sock)
+        if earlier is not None:
+            # A socket may connect again after a failure; then its mark is still on.
+            earlier.settle_tcp()
+        if bound_device(sock) and not target.is_link_local:
+            return BOUND_TO_DEVICE
+        try:
+            marked = set_mark(sock, ipv4=len(target.packed) == 4)
+        except OSError as error:
+            return _setup_missing(f"The socket cannot be marked: {error.strerror}.")
+        if marked is None:
+            return OWN_TOS
+        mark = self._new_mark(sock, marked)
+        self._by_socket[sock] = mark
+        return mark
+
+    def connected(self, mark: Mark) -> None:
+        """Take the mark off and open the rendezvous, right after the connect."""
+        self._check_usable()
+        self._open_marks.add(mark)
+        mark.connected()
+        if mark.verdict is not None:
+            self._open_marks.discard(mark)
+
+    async def wait_confirmed(self, mark: Mark) -> Verdict:
+        """Wait until both ends agree, at most ``Config.discovery_wait``.
+
+        Ends at once, with TCP, when the TCP socket can be read. After a cancellation
+        both ends are TCP, or the server believes in SMC-R: close the connection.
+
+        Raises:
+            LocalProtocolError: The mark is not connected, or another task waits.
+        """
+        self._check_usable()
+        return await mark.wait()
+
+    def settle_tcp(self, mark: Mark) -> None:
+        """Decide for TCP, because the program uses the socket itself; idempotent.
+
+        The server is told as soon as it asks. Also takes the mark off a socket whose
+        connect failed.
+        """
+        self._check_usable()
+        mark.settle_tcp()
+
+    # --- life and end ------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close everything; whoever waits gets a verdict. Idempotent."""
+        if self._closed or self._forked:
+            return
+        self._closed = True
+        for offer in tuple(self._offers):
+            offer.close()
+        for mark in tuple(self._open_marks):
+            mark.close()
+        for announcement in self._announcements:
+            announcement.close()
+        if self._lookup is not None:
+            self._lookup.close()
+
+    def _abandon(self) -> None:
+        """In a forked child: close the copies of the sockets and nothing more."""
+        self._forked = True
+        self._registry.abandon()
+        for offer in self._offers:
+            offer.abandon()
+        for mark in self._open_marks:
+            mark.abandon()
+        if self._lookup is not None:
+            self._lookup.close()
+
+    def _check_usable(self) -> None:
+        if self._forked:
+            message = (
+                "this discovery belongs to the parent process; "
+                "make a new event loop after fork()"
+            )
+            raise ForkedError(message)
+        if self._closed:
+            message = "this discovery is closed, like the loop it belonged to"
+            raise RuntimeError(message)
+
+    def _new_mark(
+        self,
+        sock: socket.socket,
+        marked: MarkedSocket | None,
+        verdict: Verdict | None = None,
+    ) -> Mark:
+        return Mark(
+            self._loop,
+            sock,
+            self._users,
+            marked=marked,
+            wait=self._wait,
+            forget=self._open_marks.discard,
+            verdict=verdict,
+        )
+
+    def _lists(self, conn: socket.socket) -> bool:
+        """Tell whether the static list names the client of an accepted socket."""
+        assert self._peers is not None
+        try:
+            peer, own = endpoint(conn.getpeername()), endpoint(conn.getsockname())
+        except OSError:
+            return False
+        if peer is None or own is None:
+            return False
+        return (peer, own.port) in self._peers
+
+
+def _is_tcp(sock: socket.socket) -> bool:
+    return (
+        sock.family in INET_FAMILIES
+        and sock.type == socket.SOCK_STREAM
+        and sock.proto in TCP_PROTOCOLS
+    )
+
+
+def _is_dual_stack(listener: socket.socket) -> bool:
+    return (
+        listener.family == socket.AF_INET6
+        and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY) == 0
+    )
+
+
+_alive: weakref.WeakSet[Discovery] = weakref.WeakSet()
+
+
+def _abandon_all() -> None:
+    for discovery in tuple(_alive):
+        discovery._abandon()  # noqa: SLF001  # the module's own class
+
+
+os.register_at_fork(after_in_child=_abandon_all)

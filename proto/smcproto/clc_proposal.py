@@ -11,7 +11,7 @@ Source: RFC 7609 A.2.2; the growth area and version 2: Linux net/smc/smc_clc.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 from smcproto.clc_header import HEADER_FIELDS, ClcBase
 from smcproto.clc_v2 import ProposalExtension
@@ -63,8 +63,7 @@ _IP_AREA: Final = Layout(
 _IPV6_PREFIXES: Final = Rows("ip_area.ipv6_prefixes", "16sB")
 
 
-@dataclass(frozen=True, slots=True)
-class Ipv6Prefix:
+class Ipv6Prefix(NamedTuple):
     """One IPv6 prefix of the client's network. RFC 7609 figure 27."""
 
     prefix: bytes
@@ -113,10 +112,8 @@ class IpArea:
                 field="ip_area.ipv6_prefix_count",
                 offset=start + 7,
             )
-        prefixes = tuple(
-            Ipv6Prefix(*row)
-            for row in _IPV6_PREFIXES.parse(data, prefixes_start, count)
-        )
+        rows = _IPV6_PREFIXES.parse(data, prefixes_start, count)
+        prefixes = tuple(map(Ipv6Prefix._make, rows))
         return cls(ipv6_prefixes=prefixes, **values), prefixes_end
 
     def build(self) -> bytes:
@@ -132,8 +129,7 @@ class IpArea:
                 field="ip_area.ipv6_prefixes",
             )
         head = _IP_AREA.build_from(self, ipv6_prefix_count=len(self.ipv6_prefixes))
-        rows = ((prefix.prefix, prefix.length) for prefix in self.ipv6_prefixes)
-        return head + _IPV6_PREFIXES.build(rows)
+        return head + _IPV6_PREFIXES.build(self.ipv6_prefixes)
 
     def __str__(self) -> str:
         parts = []

@@ -12,7 +12,7 @@ is one that Linux tolerates (text in an EID, unknown codes) it is read as it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from smcproto.constants import (
     CLC_TRAILER_BYTES,
@@ -113,8 +113,7 @@ def is_valid_eid(eid: str) -> bool:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class IsmGid:
+class IsmGid(NamedTuple):
     """One SMC-D device that a Proposal offers."""
 
     gid: int
@@ -134,11 +133,10 @@ class SmcdExtension:
 
     def build(self) -> bytes:
         """Give the bytes: SEID, 16 reserved, 10 for each device."""
-        rows = ((entry.gid, entry.chid) for entry in self.gids)
         return (
             encode_text(self.seid, EID_BYTES, "v2.smcd.seid")
             + bytes(16)
-            + _ISM_GIDS.build(rows)
+            + _ISM_GIDS.build(self.gids)
         )
 
 
@@ -269,7 +267,8 @@ def _read_smcd(
             msg,
             field="v2.ism_gid_count",
         )
-    gids = tuple(IsmGid(*row) for row in _ISM_GIDS.parse(data, gids_start, gid_count))
+    rows = _ISM_GIDS.parse(data, gids_start, gid_count)
+    gids = tuple(map(IsmGid._make, rows))
     return SmcdExtension(decode_text(data[start : start + EID_BYTES]), gids), gids_end
 
 

@@ -2,10 +2,11 @@
 
 Decides how a run of bytes becomes named values and back: exact sizes, reserved
 bits ignored when read and zero when written, 24-bit integers, enumeration members
-instead of strings, several fields in one byte. A layout is a construct ``Struct``;
-what it gives out are plain dictionaries, never construct's ``Container``. Repeated
-entries are read with ``struct``, because construct takes some ten microseconds for
-each and a message may hold hundreds.
+instead of strings, several values in one byte. A layout is a construct ``Struct``
+of plain integers and bytes, one element for each run of the figure in the RFC; what
+an element means is decided here, and what a layout gives out are dictionaries,
+never construct's ``Container``. Repeated entries are read with ``struct``, because
+construct takes some microseconds for each and a message may hold hundreds.
 
 Knows no message of SMC-R.
 
@@ -32,14 +33,16 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A named piece of a layout: one value, several in a byte, or none."""
+    """One element of a layout: a value, several in a byte, or none."""
 
-    names: tuple[str, ...]
-    """Names of the values; none for constants and reserved bytes."""
     subcon: Any
-    """The construct object, named after the first value or unnamed."""
-    nested: bool = False
-    """Whether the construct object gives a dictionary of several values."""
+    """The construct object; it has a name unless the bytes are reserved."""
+    names: tuple[str, ...] = ()
+    """Names of the values; none for constants and reserved bytes."""
+    decode: Callable[[Any], tuple[Any, ...]] | None = None
+    """From what construct read to one value for each name; None: it is the value."""
+    encode: Callable[..., Any] | None = None
+    """From one value for each name to what construct writes; None: it is that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,11 @@ class Bit:
     """Adjacent bits of the byte, 0x80 the most significant."""
     convert: Callable[[int], Any] = int
     """From the bits, shifted down, to the value: ``int``, ``bool`` or a lookup."""
+
+    @property
+    def shift(self) -> int:
+        """How far the bits are from the right."""
+        return (self.mask & -self.mask).bit_length() - 1
 
 
 _INTEGERS = {
@@ -74,7 +82,7 @@ def member_or_int(codes: type[IntEnum]) -> Callable[[int], int]:
 
 def uint(name: str, size_bytes: int) -> Field:
     """An unsigned big-endian integer of 1, 2, 3, 4 or 8 bytes."""
-    return Field((name,), name / _INTEGERS[size_bytes])
+    return Field(name / _INTEGERS[size_bytes], (name,))
 
 
 def code(name: str, size_bytes: int, codes: type[IntEnum]) -> Field:
@@ -83,12 +91,9 @@ def code(name: str, size_bytes: int, codes: type[IntEnum]) -> Field:
     construct's own ``Enum`` gives strings that are equal to no member.
     """
     convert = member_or_int(codes)
-    subcon = construct.ExprAdapter(
-        _INTEGERS[size_bytes],
-        lambda value, _context: convert(value),
-        lambda value, _context: value,
+    return Field(
+        name / _INTEGERS[size_bytes], (name,), lambda number: (convert(number),)
     )
-    return Field((name,), name / subcon)
 
 
 def flags(name: str, members: type[IntFlag]) -> Field:
@@ -97,21 +102,23 @@ def flags(name: str, members: type[IntFlag]) -> Field:
     for member in members:
         defined |= member
 
-    def encode(value: int, _context: Any) -> int:
+    def encode(value: int) -> int:
         if value & ~defined:
             raise _misfit(name, f"{value:#x} has undefined flags")
         return value
 
-    subcon = construct.ExprAdapter(
-        construct.Int8ub, lambda value, _context: members(value & defined), encode
+    return Field(
+        name / construct.Int8ub,
+        (name,),
+        lambda byte: (members(byte & defined),),
+        encode,
     )
-    return Field((name,), name / subcon)
 
 
 def raw(name: str, size_bytes: int) -> Field:
     """Exactly that many bytes, given and taken as ``bytes``."""
 
-    def encode(value: Any, _context: Any) -> bytes:
+    def encode(value: object) -> bytes:
         # construct's Bytes would take an int as well, and so hide a mistake.
         if not isinstance(value, bytes):
             raise _misfit(name, f"{value!r} is not bytes")
@@ -119,10 +126,7 @@ def raw(name: str, size_bytes: int) -> Field:
             raise _misfit(name, f"{len(value)} bytes where {size_bytes} are needed")
         return value
 
-    subcon = construct.ExprAdapter(
-        construct.Bytes(size_bytes), lambda value, _context: value, encode
-    )
-    return Field((name,), name / subcon)
+    return Field(name / construct.Bytes(size_bytes), (name,), encode=encode)
 
 
 def text(name: str, size_bytes: int) -> Field:
@@ -131,73 +135,61 @@ def text(name: str, size_bytes: int) -> Field:
     Any byte is let through (as Latin-1), so that what a peer sends can be compared
     and echoed even if it is not the ASCII that it ought to be.
     """
-    subcon = construct.ExprAdapter(
-        construct.Bytes(size_bytes),
-        lambda value, _context: decode_text(value),
-        lambda value, _context: encode_text(value, size_bytes, name),
+    return Field(
+        name / construct.Bytes(size_bytes),
+        (name,),
+        lambda padded: (decode_text(padded),),
+        lambda value: encode_text(value, size_bytes, name),
     )
-    return Field((name,), name / subcon)
 
 
 def words(name: str, count: int) -> Field:
     """A tuple of that many 32-bit integers."""
     codec = struct.Struct(f">{count}I")
 
-    def encode(value: tuple[int, ...], _context: Any) -> bytes:
+    def encode(value: tuple[int, ...]) -> bytes:
         try:
             return codec.pack(*value)
         except (struct.error, TypeError) as error:
             msg = f"{value!r} is not {count} numbers of 32 bits"
             raise EncodeError(msg, field=name) from error
 
-    subcon = construct.ExprAdapter(
-        construct.Bytes(codec.size),
-        lambda value, _context: codec.unpack(value),
+    return Field(
+        name / construct.Bytes(codec.size),
+        (name,),
+        lambda packed: (codec.unpack(packed),),
         encode,
     )
-    return Field((name,), name / subcon)
 
 
 def bits(*members: Bit) -> Field:
     """One byte that holds several values."""
-    plan = tuple(
-        (member.name, member.mask, (member.mask & -member.mask).bit_length() - 1)
-        for member in members
-    )
-    decoders = tuple(
-        (name, mask, shift, member.convert)
-        for (name, mask, shift), member in zip(plan, members, strict=True)
-    )
+    plan = tuple((bit.mask, bit.shift, bit.convert) for bit in members)
 
-    def decode(byte: int, _context: Any) -> dict[str, Any]:
-        return {
-            name: convert((byte & mask) >> shift)
-            for name, mask, shift, convert in decoders
-        }
+    def decode(byte: int) -> tuple[Any, ...]:
+        return tuple([convert((byte & mask) >> shift) for mask, shift, convert in plan])
 
-    def encode(values: Mapping[str, Any], _context: Any) -> int:
+    def encode(*values: Any) -> int:
         byte = 0
-        for name, mask, shift in plan:
-            value = values[name]
-            limit = mask >> shift
+        for bit, value in zip(members, values, strict=True):
+            limit = bit.mask >> bit.shift
             if not (isinstance(value, int) and 0 <= value <= limit):
-                raise _misfit(name, f"{value!r} is outside 0 to {limit}")
-            byte |= value << shift
+                raise _misfit(bit.name, f"{value!r} is outside 0 to {limit}")
+            byte |= value << bit.shift
         return byte
 
-    names = tuple(member.name for member in members)
-    subcon = construct.ExprAdapter(construct.Int8ub, decode, encode)
-    return Field(names, names[0] / subcon, nested=True)
+    names = tuple(bit.name for bit in members)
+    return Field(names[0] / construct.Int8ub, names, decode, encode)
 
 
 def constant(name: str, value: bytes) -> Field:
     """Bytes that are always the same; anything else is refused when read."""
-    return Field((), name / construct.Const(value))
+    return Field(name / construct.Const(value))
 
 
 def reserved(size_bytes: int) -> Field:
     """Bytes that are ignored when read and zero when written."""
-    return Field((), construct.Padding(size_bytes))
+    return Field(construct.Padding(size_bytes))
 
 
 def _misfit(name: str, problem: str) -> EncodeError:
@@ -247,7 +239,7 @@ class Layout:
         self.name = name
         self._struct = construct.Struct(*(field.subcon for field in fields))
         self._fields = tuple(
-            (field.subcon.name, field.names, field.nested)
+            (field.subcon.name, field.names, field.decode, field.encode)
             for field in fields
             if field.names
         )
@@ -258,7 +250,7 @@ class Layout:
         self._offsets: dict[str, int] = {}
         position = start
         for field in fields:
-            for key in (*field.names, field.subcon.name or ""):
+            for key in field.names or (field.subcon.name,):
                 self._offsets[key] = position
             position += field.subcon.sizeof()
 
@@ -280,16 +272,14 @@ class Layout:
             field = _field_of(error)
             msg = f"{self.name}: {field} has an unexpected value"
             raise DecodeError(
-                msg,
-                field=field,
-                offset=self._offsets.get(field),
+                msg, field=field, offset=self._offsets.get(field)
             ) from error
         values: dict[str, Any] = {}
-        for key, _names, nested in self._fields:
-            if nested:
-                values.update(container[key])
-            else:
+        for key, names, decode, _encode in self._fields:
+            if decode is None:
                 values[key] = container[key]
+            else:
+                values.update(zip(names, decode(container[key]), strict=True))
         return values
 
     def build_from(self, source: object, **others: Any) -> bytes:
@@ -312,28 +302,23 @@ class Layout:
             EncodeError: A value does not fit; the field and its place are named.
         """
         assert values.keys() == self.names, self.names ^ values.keys()
-        tree = {
-            key: {name: values[name] for name in names} if nested else values[key]
-            for key, names, nested in self._fields
-        }
+        tree = {}
         try:
+            for key, names, _decode, encode in self._fields:
+                if encode is None:
+                    tree[key] = values[key]
+                else:
+                    tree[key] = encode(*[values[name] for name in names])
             built = self._struct.build(tree)
+        except EncodeError as error:
+            field, problem, cause = error.field, error.message, error
         except construct.ConstructError as error:
             field = _field_of(error)
-            msg = f"{self.name}: {values[field]!r} does not fit into {field}"
-            raise EncodeError(
-                msg,
-                field=field,
-                offset=self._offsets[field],
-            ) from error
-        except EncodeError as error:
-            msg = f"{self.name}: {error.message}"
-            raise EncodeError(
-                msg,
-                field=error.field,
-                offset=self._offsets[error.field],
-            ) from error
-        return bytes(built)
+            problem, cause = f"{field}: {values[field]!r} does not fit", error
+        else:
+            return bytes(built)
+        msg = f"{self.name}: {problem}"
+        raise EncodeError(msg, field=field, offset=self._offsets[field]) from cause
 
 
 def _field_of(error: construct.ConstructError) -> str:
@@ -355,8 +340,9 @@ class Rows:
         self.name = name
         self._codec = struct.Struct(">" + row_format)
         self._widths = tuple(
-            len(value) if isinstance(value, bytes) else 0
-            for value in self._codec.unpack(bytes(self._codec.size))
+            (column, len(value))
+            for column, value in enumerate(self._codec.unpack(bytes(self._codec.size)))
+            if isinstance(value, bytes)
         )
         self.size = self._codec.size
         """Bytes of one entry."""
@@ -372,16 +358,15 @@ class Rows:
         Raises:
             EncodeError: A value does not fit into its column.
         """
-        return b"".join(self._build_row(row) for row in rows)
-
-    def _build_row(self, row: tuple[Any, ...]) -> bytes:
-        for value, width in zip(row, self._widths, strict=True):
-            # struct would pad or cut bytes of another length without a word.
-            if width and len(value) != width:
-                msg = f"{len(value)} bytes where {width} are needed"
-                raise EncodeError(msg, field=self.name)
+        entries = tuple(rows)
+        for column, width in self._widths:
+            for entry in entries:
+                # struct would pad or cut bytes of another length without a word.
+                if len(entry[column]) != width:
+                    msg = f"{len(entry[column])} bytes where {width} are needed"
+                    raise EncodeError(msg, field=self.name)
         try:
-            return self._codec.pack(*row)
+            return b"".join([self._codec.pack(*entry) for entry in entries])
         except struct.error as error:
-            msg = f"{row!r} does not fit"
+            msg = f"{self.name}: an entry does not fit ({error})"
             raise EncodeError(msg, field=self.name) from error

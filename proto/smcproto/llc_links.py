@@ -10,7 +10,7 @@ padding in ADD LINK, which figure 32 lacks, Linux net/smc/smc_llc.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 from smcproto.constants import (
     ADD_LINK_CONTINUATION_RKEYS_MAX,
@@ -176,8 +176,7 @@ class ConfirmLink(LlcBase):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RkeyPair:
+class RkeyPair(NamedTuple):
     """A region's key on a new link, found by its key on the carrying link."""
 
     reference_rkey: int
@@ -251,7 +250,7 @@ class AddLink(LlcBase):
             )
         extension = _ADD_LINK_EXTENSION.parse(data, LLC_V1_BYTES)
         del extension["rkey_count"]
-        rkeys = tuple(RkeyPair(*row) for row in _RKEY_PAIRS.parse(data, rows_at, count))
+        rkeys = tuple(map(RkeyPair._make, _RKEY_PAIRS.parse(data, rows_at, count)))
         return cls(version=version, **values, **extension, rkeys=rkeys)
 
     def build(self, *, for_linux: bool = False) -> bytes:
@@ -301,10 +300,7 @@ class AddLink(LlcBase):
                 "rkey_count": count * 0x0101 if for_linux else count,
             }
         )
-        return head + _RKEY_PAIRS.build(
-            (pair.reference_rkey, pair.new_rkey, pair.new_virtual_address)
-            for pair in self.rkeys
-        )
+        return head + _RKEY_PAIRS.build(self.rkeys)
 
     def __str__(self) -> str:
         rejected = f" rejected={self.reject_reason}" if self.rejected else ""
@@ -347,7 +343,7 @@ class AddLinkContinuation(LlcBase):
         rows = _RKEY_PAIRS.parse(values.pop("rkeys"), 0, count)
         return cls(
             version=version,
-            rkeys=tuple(RkeyPair(*row) for row in rows),
+            rkeys=tuple(map(RkeyPair._make, rows)),
             remaining=None if remaining == count else remaining,
             **values,
         )
@@ -356,10 +352,7 @@ class AddLinkContinuation(LlcBase):
         """Give the bytes. Raises: EncodeError: a value or a count does not fit."""
         most = ADD_LINK_CONTINUATION_RKEYS_MAX
         listed = count_entries("rkeys", self.rkeys, most)
-        rows = _RKEY_PAIRS.build(
-            (pair.reference_rkey, pair.new_rkey, pair.new_virtual_address)
-            for pair in self.rkeys
-        )
+        rows = _RKEY_PAIRS.build(self.rkeys)
         body = _ADD_LINK_CONTINUATION.build(
             {
                 "response": self.response,

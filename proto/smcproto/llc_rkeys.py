@@ -8,7 +8,7 @@ Source: RFC 7609 A.3.5 to A.3.7; version 2: Linux net/smc/smc_llc.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 from smcproto.constants import (
     CONFIRM_RKEY_CONTINUATION_LINKS_MAX,
@@ -71,8 +71,7 @@ _OTHER_LINKS: Final = Rows("other_links", "BIQ")
 _RKEYS: Final = Rows("rkeys", "I")
 
 
-@dataclass(frozen=True, slots=True)
-class OtherLink:
+class OtherLink(NamedTuple):
     """A region's key on a link other than the carrying one. RFC 7609 figure 37."""
 
     link_number: int
@@ -119,7 +118,7 @@ class ConfirmRkey(LlcBase):
         rows = _OTHER_LINKS.parse(values.pop("other_links"), 0, count)
         return cls(
             version=version,
-            other_links=tuple(OtherLink(*row) for row in rows),
+            other_links=tuple(map(OtherLink._make, rows)),
             other_count=None if total == count else total,
             **values,
         )
@@ -128,7 +127,7 @@ class ConfirmRkey(LlcBase):
         """Give the bytes. Raises: EncodeError: a value or a count does not fit."""
         most = CONFIRM_RKEY_LINKS_MAX
         listed = count_entries("other_links", self.other_links, most)
-        rows = _build_other_links(self.other_links)
+        rows = _OTHER_LINKS.build(self.other_links)
         body = _CONFIRM_RKEY.build(
             {
                 "response": self.response,
@@ -188,7 +187,7 @@ class ConfirmRkeyContinuation(LlcBase):
         rows = _OTHER_LINKS.parse(values.pop("other_links"), 0, count)
         return cls(
             version=version,
-            other_links=tuple(OtherLink(*row) for row in rows),
+            other_links=tuple(map(OtherLink._make, rows)),
             remaining=None if remaining == count else remaining,
             **values,
         )
@@ -202,7 +201,7 @@ class ConfirmRkeyContinuation(LlcBase):
                 "response": self.response,
                 "refused": self.refused,
                 "remaining": announced_count("remaining", listed, self.remaining, most),
-                "other_links": _build_other_links(self.other_links).ljust(39, b"\0"),
+                "other_links": _OTHER_LINKS.build(self.other_links).ljust(39, b"\0"),
             }
         )
         return build_message(self.TYPE, self.version, body)
@@ -211,13 +210,6 @@ class ConfirmRkeyContinuation(LlcBase):
         remaining = len(self.other_links) if self.remaining is None else self.remaining
         verdict = " refused" if self.refused else ""
         return f"{self.title()}{verdict} remaining={remaining}"
-
-
-def _build_other_links(links: tuple[OtherLink, ...]) -> bytes:
-    """Give the bytes of link number and key pairs."""
-    return _OTHER_LINKS.build(
-        (link.link_number, link.rkey, link.virtual_address) for link in links
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ Reference: RFC 7609 sections 3.5.1 and 4.8; kernel counterpart: af_smc.c.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntFlag
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from pysmc.core.connection import Connection
@@ -25,16 +24,19 @@ __all__ = [
 ]
 
 
-class News(IntFlag):
-    """What one update of the peer brought to a connection."""
+class News:
+    """What one update of the peer brought to a connection: bits of an int.
 
-    NOTHING = 0
-    DATA = 1  # more bytes can be read
-    SPACE = 2  # more bytes can be written
-    DONE = 4  # the peer has finished writing: EOF follows the bytes that are there
-    CLOSED = 8  # the peer has closed both ways (DONE is set too)
-    ABORTED = 16  # the peer has ended it abnormally
-    PUBLISH = 32  # an update of ours is due
+    Not an `enum.IntFlag`, whose arithmetic costs more than the whole update.
+    """
+
+    NOTHING: Final = 0
+    DATA: Final = 1  # more bytes can be read
+    SPACE: Final = 2  # more bytes can be written
+    DONE: Final = 4  # the peer has finished writing: EOF follows the bytes there
+    CLOSED: Final = 8  # the peer has closed both ways (DONE is set too)
+    ABORTED: Final = 16  # the peer, or a rule it broke, ended it abnormally
+    PUBLISH: Final = 32  # an update of ours is due
 
 
 @dataclass(frozen=True, slots=True, eq=False)

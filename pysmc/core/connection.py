@@ -1,0 +1,533 @@
+"""One SMC connection: two cursors out, two cursors in, and how each side closes.
+
+`Connection` decides how much may be written where, what the peer has to be told, and
+what an update of the peer brings. It never touches the memory: it hands out addresses
+and offsets, and the driver copies. It does not know links' states or timers.
+
+This is the data path, so its methods give plain tuples and not actions. Invariants:
+
+* ``rx_reported <= rx_consumed <= rx_produced <= rx_reported + capacity``
+* ``tx_acked <= tx_produced <= tx_acked + peer capacity``
+* positions only grow, whatever the peer sends.
+
+The alert token in our updates is the peer's, the one in the peer's is ours.
+
+Reference: RFC 7609 section 4.7 and A.4; kernel counterparts: smc_cdc.c, smc_tx.c,
+smc_rx.c.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from pysmc.core.close import ENDED, JOINT, SIDE, CloseInput, Side
+from pysmc.core.cursor import Ring
+from pysmc.core.events import News
+from pysmc.errors import LocalProtocolError, RemoteProtocolError, SmcError
+from smcproto.constants import ConnectionStateFlags, ProducerFlags
+
+if TYPE_CHECKING:
+    from pysmc.core.link import Link
+    from pysmc.core.link_group import LinkGroup
+    from pysmc.core.rmb import Rmb, RToken
+    from pysmc.core.roles import Role
+
+__all__ = ["Connection"]
+
+Update = tuple[int, int, int, int, int]
+"""(sequence, alert token, producer, consumer, flags), see `pysmc.fabric.base.Update`."""
+
+# Plain ints: IntFlag arithmetic costs microseconds, and this runs for every update.
+_BLOCKED = int(ProducerFlags.WRITER_BLOCKED) << 8
+_REQUESTED = int(ProducerFlags.CONSUMER_UPDATE_REQUESTED) << 8
+_FAILOVER = int(ProducerFlags.FAILOVER_VALIDATION) << 8
+_DONE = int(ConnectionStateFlags.SENDING_DONE)
+_CLOSED = int(ConnectionStateFlags.CLOSED)
+_ABORTED = int(ConnectionStateFlags.ABNORMAL_CLOSE)
+_STATE_FLAGS = _DONE | _CLOSED | _ABORTED
+
+
+class Connection:
+    """The producer and the consumer side of one SMC connection.
+
+    Args:
+        role: Which end of the TCP connection we are.
+        group: The link group that carries it.
+        link: The link that carries it now.
+        rmb: Our memory; one connection each, as Linux does it.
+        alert_token: What the peer has to put into its updates, 32 bits, not 0.
+        sndbuf_bytes: Most bytes that may be published but not completed.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_early",
+        "_final_taken",
+        "_flags",
+        "_ours",
+        "_peer",
+        "_peer_consumer",
+        "_peer_flags",
+        "_peer_producer",
+        "_peer_ring",
+        "_peer_sequence",
+        "_posted",
+        "_ring",
+        "_rx_consumed",
+        "_rx_produced",
+        "_rx_reported",
+        "_sequence",
+        "_sndbuf_bytes",
+        "_tx_acked",
+        "_tx_completed",
+        "_tx_produced",
+        "_update_step",
+        "alert_token",
+        "error",
+        "group",
+        "handle",
+        "is_established",
+        "link",
+        "peer_token",
+        "remote_address",
+        "remote_rkey",
+        "rmb",
+        "role",
+        "suspect",
+        "update_due",
+    )
+
+    def __init__(
+        self,
+        *,
+        role: Role,
+        group: LinkGroup,
+        link: Link,
+        rmb: Rmb,
+        alert_token: int,
+        sndbuf_bytes: int,
+    ) -> None:
+        self.role = role
+        self.group = group
+        self.link = link
+        self.rmb = rmb
+        self.handle: Any = None
+        self.alert_token = alert_token
+        self.error: SmcError | None = None
+        # Handed out to the application; before that nobody is told of its end.
+        self.is_established = False
+        # True when the peer broke a rule: it may go on writing into our memory.
+        self.suspect = False
+
+        self._ring = Ring(rmb.length)
+        # Tell the peer of read bytes when an eighth of the element is free again: it
+        # never runs dry, and few updates are needed (performance: flat from 1/2 on).
+        self._update_step = max(1, self._ring.capacity >> 3)
+        self._rx_produced = 0
+        self._rx_consumed = 0
+        self._rx_reported = 0
+
+        self._peer_ring: Ring | None = None
+        self.peer_token = 0
+        self.remote_rkey = 0
+        self.remote_address = 0
+        self._sndbuf_bytes = sndbuf_bytes
+        self._tx_produced = 0
+        self._tx_acked = 0
+        self._tx_completed = 0
+        self._posted: deque[int] = deque()
+
+        self.update_due = False
+        self._sequence = 0
+        self._flags = 0
+        self._final_taken = False
+        self._peer_sequence = 0
+        self._peer_producer = 0
+        self._peer_consumer = 0
+        self._peer_flags = 0
+        self._early: Update | None = None
+        self._ours = Side.OPEN
+        self._peer = Side.OPEN
+
+    def __repr__(self) -> str:
+        return (
+            f"<Connection {self.alert_token:08x} {self.state}"
+            f" unread={self.readable} unacked={self._tx_produced - self._tx_acked}>"
+        )
+
+    def attach_peer(
+        self, *, token: RToken, alert_token: int, rmbe_bytes: int, rmbe_index: int = 1
+    ) -> None:
+        """Learn where the peer's element is; nothing can be written before.
+
+        Args:
+            token: The peer's RMB on our link.
+            alert_token: What our updates have to carry, 32 bits.
+            rmbe_bytes: Size of the peer's element in bytes.
+            rmbe_index: Which element of the RMB, counted from 1.
+
+        An update that came earlier counts from now on. Look at the properties
+        afterwards: no news is given for it.
+
+        Reference: RFC 7609 section 3.5.2.4 and A.2.2.
+        """
+        self._peer_ring = Ring(rmbe_bytes)
+        self.peer_token = alert_token
+        self.remote_rkey = token.rkey
+        self.remote_address = token.virtual_address + rmbe_bytes * (rmbe_index - 1)
+        if self._early is not None:
+            early, self._early = self._early, None
+            self.receive_update(early)
+
+    # What is there
+
+    @property
+    def rmbe_bytes(self) -> int:
+        """Size of our element in bytes."""
+        return self._ring.size
+
+    @property
+    def peer_rmbe_bytes(self) -> int:
+        """Size of the peer's element in bytes, 0 while it is unknown."""
+        return 0 if self._peer_ring is None else self._peer_ring.size
+
+    @property
+    def state(self) -> str:
+        """The RFC's name of the joint close state."""
+        return JOINT[self._ours, self._peer]
+
+    @property
+    def readable(self) -> int:
+        """Unread bytes in our element."""
+        return self._rx_produced - self._rx_consumed
+
+    @property
+    def writable(self) -> int:
+        """Bytes that can be claimed now."""
+        ring = self._peer_ring
+        if ring is None or self._peer in ENDED or self._ours is not Side.OPEN:
+            return 0
+        produced = self._tx_produced
+        space = ring.capacity - (produced - self._tx_acked)
+        unsent = self._sndbuf_bytes - (produced - self._tx_completed)
+        return space if space < unsent else unsent
+
+    @property
+    def peer_done(self) -> bool:
+        """Whether the peer said that no more bytes will come."""
+        return self._peer in {Side.DONE, Side.CLOSED}
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer has closed both ways: what we write goes nowhere."""
+        return self._peer is Side.CLOSED
+
+    @property
+    def peer_aborted(self) -> bool:
+        """Whether the peer gave up, or is lost."""
+        return self._peer is Side.ABORTED
+
+    @property
+    def we_ended(self) -> bool:
+        """Whether we have closed or aborted."""
+        return self._ours in ENDED
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether both ends have closed or aborted and ours was said."""
+        return self._ours in ENDED and self._peer in ENDED and self._final_taken
+
+    # Out
+
+    def claim(self, waiting: int, limit: int = 1 << 62) -> tuple[tuple[int, int], ...]:
+        """Take space in the peer's element and advance the producer cursor over it.
+
+        Write the bytes, then publish: the update announces them. Claim again only
+        after that.
+
+        Args:
+            waiting: How many bytes wait to be written in all; decides whether the peer
+                is told that the writer is blocked.
+            limit: Most bytes to take now.
+
+        Returns:
+            At most two (remote address, length) pairs, in order; none when there is
+            no space.
+
+        Raises:
+            LocalProtocolError: We have said that we finished writing.
+
+        Reference: RFC 7609 section 4.7.3; kernel counterpart: smc_tx.c.
+        """
+        if self._ours is not Side.OPEN:
+            message = "write after the write side was closed"
+            raise LocalProtocolError(message, section="RFC 7609 section 4.8.1")
+        ring = self._peer_ring
+        if ring is None or self._peer in ENDED:
+            return ()
+        produced = self._tx_produced
+        space = ring.capacity - (produced - self._tx_acked)
+        count = min(
+            waiting,
+            limit,
+            space,
+            self._sndbuf_bytes - (produced - self._tx_completed),
+        )
+        if waiting >= space:
+            # Said as soon as it is so: a receiver may otherwise stay silent until half
+            # its buffer is used (Linux does).
+            if not self._flags & _BLOCKED:
+                self._flags |= _BLOCKED
+                self.update_due = True
+        else:
+            self._flags &= ~_BLOCKED
+        if count <= 0:
+            return ()
+        self._tx_produced = produced + count
+        self.update_due = True
+        address = self.remote_address
+        start = produced % ring.capacity
+        first = ring.capacity - start
+        if count <= first:
+            return ((address + ring.base + start, count),)
+        return (
+            (address + ring.base + start, first),
+            (address + ring.base, count - first),
+        )
+
+    # In
+
+    def peek(self, limit: int) -> tuple[int, int]:
+        """Tell where the next unread bytes are.
+
+        Args:
+            limit: Most bytes wanted.
+
+        Returns:
+            (offset in the RMB, length) of one contiguous piece; length 0 for nothing.
+        """
+        ring = self._ring
+        start = self._rx_consumed % ring.capacity
+        unread = self._rx_produced - self._rx_consumed
+        return (
+            start + ring.base,
+            min(unread, limit, ring.capacity - start),
+        )
+
+    def consume(self, count: int) -> bool:
+        """Record that the application has taken bytes out of our element.
+
+        Args:
+            count: Number of bytes, 0 to `readable`.
+
+        Returns:
+            True when an update is due.
+
+        Reference: RFC 7609 section 4.7.2; kernel counterpart: smc_tx_consumer_update.
+        """
+        consumed = self._rx_consumed + count
+        assert consumed <= self._rx_produced, "more consumed than was there"
+        self._rx_consumed = consumed
+        unreported = consumed - self._rx_reported
+        if self._peer is Side.OPEN and (
+            unreported >= self._update_step
+            or (unreported and self._peer_flags & (_BLOCKED | _REQUESTED))
+        ):
+            self._want_update()
+        return self.update_due
+
+    # Updates
+
+    def take_update(self) -> Update:
+        """Give the whole state for one update; publish it at once.
+
+        Returns:
+            (sequence, alert token, producer, consumer, flags).
+
+        Call `published` afterwards.
+        """
+        ring = self._peer_ring
+        assert ring is not None, "nothing can be published before the peer is known"
+        self.update_due = False
+        self._sequence = sequence = (self._sequence + 1) & 0xFFFF
+        self._rx_reported = self._rx_consumed
+        if self._ours in ENDED:
+            self._final_taken = True
+        return (
+            sequence,
+            self.peer_token,
+            ring.pack(self._tx_produced),
+            self._ring.pack(self._rx_consumed),
+            self._flags,
+        )
+
+    def published(self, completed: bool) -> None:
+        """Record how the publish went.
+
+        Args:
+            completed: True when it completed at once; else `publish_completed` follows.
+        """
+        if completed and not self._posted:
+            self._tx_completed = self._tx_produced
+        else:
+            self._posted.append(self._tx_produced)
+
+    def publish_completed(self) -> int:
+        """Record that the oldest uncompleted publish has completed."""
+        if not self._posted:
+            return News.NOTHING
+        before = self.writable
+        self._tx_completed = self._posted.popleft()
+        return News.SPACE if before == 0 and self.writable else News.NOTHING
+
+    def receive_update(self, update: Update) -> int:
+        """Follow what the peer says.
+
+        Every number is checked against our own state before it is used. A peer that
+        breaks a rule has its connection aborted: `error` says which rule.
+
+        Returns:
+            What it brought. With `News.PUBLISH` an update of ours is due.
+
+        Reference: RFC 7609 section 4.7 and A.4; kernel counterpart: smc_cdc.c.
+        """
+        if self._peer_ring is None:
+            # The peer may write as soon as it has sent its Confirm, which we may not
+            # have parsed yet. A newer update replaces an older one completely.
+            self._early = update
+            return News.NOTHING
+        if self._peer in ENDED:
+            return News.NOTHING
+        sequence, _, producer, consumer, flags = update
+        try:
+            if flags & _FAILOVER:
+                self._validate_failover(sequence)
+                return News.NOTHING
+            news = self._follow_cursors(producer, consumer)
+            if not news and (sequence - self._peer_sequence) & 0xFFFF >= 0x8000:
+                # Older than what we know. The cursors decide first, because a mailbox
+                # may have skipped more updates than 16 bits can tell apart.
+                return News.NOTHING
+            self._peer_sequence = sequence
+            if flags != self._peer_flags:
+                self._peer_flags = flags | self._peer_flags & _STATE_FLAGS
+                news |= self._follow_flags(flags)
+        except RemoteProtocolError as error:
+            self.error = error
+            self.suspect = True
+            self.abort()
+            return News.ABORTED | News.PUBLISH
+        if (
+            self._peer_flags & (_BLOCKED | _REQUESTED)
+            and self._rx_consumed != self._rx_reported
+            and self._peer is Side.OPEN
+        ):
+            self._want_update()
+        return news | News.PUBLISH if self.update_due else news
+
+    def _follow_cursors(self, producer: int, consumer: int) -> int:
+        news = News.NOTHING
+        if producer != self._peer_producer:
+            allowed = self._rx_reported + self._ring.capacity - self._rx_produced
+            position = self._ring.advance(
+                self._rx_produced, producer, allowed, "producer"
+            )
+            if position != self._rx_produced:
+                if self._peer is not Side.OPEN:
+                    message = "peer wrote after it had said that it finished writing"
+                    raise RemoteProtocolError(message, section="RFC 7609 section 4.8.1")
+                self._rx_produced = position
+                self._peer_producer = producer
+                news = News.DATA
+        if consumer != self._peer_consumer:
+            ring = self._peer_ring
+            assert ring is not None
+            allowed = self._tx_produced - self._tx_acked
+            position = ring.advance(self._tx_acked, consumer, allowed, "consumer")
+            if position != self._tx_acked:
+                self._tx_acked = position
+                self._peer_consumer = consumer
+                news |= News.SPACE
+        return news
+
+    def _follow_flags(self, flags: int) -> int:
+        if flags & _ABORTED:
+            self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+            return News.ABORTED
+        if flags & _CLOSED:
+            self._peer = SIDE.after(self._peer, CloseInput.CLOSED)
+            return News.DONE | News.CLOSED
+        if flags & _DONE and self._peer is Side.OPEN:
+            self._peer = SIDE.after(self._peer, CloseInput.DONE)
+            return News.DONE
+        return News.NOTHING
+
+    def _validate_failover(self, sequence: int) -> None:
+        """Check that nothing was lost with the link that the peer has left.
+
+        Reference: RFC 7609 section 4.6.1. There is one link, so only a peer that lost
+        an update can get here; replay belongs to the failover that is not built yet.
+        """
+        if 0 < (sequence - self._peer_sequence) & 0xFFFF < 0x8000:
+            message = (
+                f"peer moved to this link after update {sequence}, which never came;"
+                f" the last one was {self._peer_sequence}"
+            )
+            raise RemoteProtocolError(message, section="RFC 7609 section 4.6.1")
+
+    # The end
+
+    def shutdown_write(self) -> None:
+        """Say that no more bytes will come (D). Publish afterwards. Idempotent.
+
+        Reference: RFC 7609 section 4.8.1.
+        """
+        self._ours = SIDE.after(self._ours, CloseInput.DONE)
+        if self._ours is Side.DONE and not self._flags & _DONE:
+            self._flags = self._flags & ~_BLOCKED | _DONE
+            self._want_update()
+
+    def close(self) -> None:
+        """Close both ways (C); with unread bytes it is an abort, as TCP resets then.
+
+        Publish afterwards, then let `Endpoint.reap` look. Idempotent.
+
+        Reference: RFC 7609 section 4.8.1; kernel counterpart: smc_close.c.
+        """
+        if self.readable or self._peer is Side.ABORTED:
+            self.abort()
+            return
+        self._end(CloseInput.CLOSED, _CLOSED)
+
+    def abort(self) -> None:
+        """End it abnormally (A). Publish afterwards, then let `Endpoint.reap` look.
+
+        Reference: RFC 7609 section 4.8.2.
+        """
+        self._end(CloseInput.ABORTED, _ABORTED)
+
+    def link_lost(self, error: SmcError) -> None:
+        """Record that no link is left: nothing can be said any more."""
+        if self.error is None:
+            self.error = error
+        self._ours = SIDE.after(self._ours, CloseInput.ABORTED)
+        self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+        self._final_taken = True
+        self.update_due = False
+        self._posted.clear()
+
+    def _end(self, happened: CloseInput, flag: int) -> None:
+        if self._ours in ENDED:
+            return
+        self._ours = SIDE.after(self._ours, happened)
+        self._flags = self._flags & ~_BLOCKED | flag
+        if self._peer_ring is None:
+            # The peer has no name for this connection yet: there is nobody to tell.
+            self._final_taken = True
+            return
+        self._want_update()
+
+    def _want_update(self) -> None:
+        if not self._final_taken:
+            self.update_due = True

@@ -1,0 +1,253 @@
+"""The CLC handshake: one object for a TCP connection's way to SMC-R or back to TCP.
+
+A `Handshake` is private until it is over: the application never sees a connection that
+may still change what carries it. It ends in exactly one of three ways: ESTABLISHED,
+FELL_BACK (both ends go on with TCP, where nothing but CLC bytes were read) or FAILED
+(the TCP stream cannot be trusted, it has to be closed). The tables of both roles stand
+here; `client` and `server` carry out what follows from a row.
+
+On first contact a Decline may still come while the first link is confirmed (the *late
+Decline*), so a reader stays on TCP until HANDOVER, the one place where the driver looks
+at TCP a last time. A client waits 4 s for CONFIRM LINK where the server waits 2 s for
+its answer, and each then 1 s for a Decline: that asymmetry keeps two Declines from
+crossing, which would let each end read the other's as application data.
+
+Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af_smc.c.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from pysmc.core.clc_stream import ClcStream
+from pysmc.core.machine import Table
+from pysmc.core.roles import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from pysmc.core.connection import Connection
+    from pysmc.core.context import FabricOffer
+    from pysmc.core.link import Link
+    from pysmc.core.link_group import LinkGroup
+    from pysmc.core.rmb import Rmb
+    from smcproto import clc
+
+__all__ = ["CLIENT", "SERVER", "Handshake", "HandshakeInput", "HandshakeState"]
+
+
+class HandshakeState(Enum):
+    """Where a handshake stands."""
+
+    AWAIT_PROPOSAL = "awaiting the Proposal"  # server
+    QUEUED = "behind another first contact with the same peer"  # server
+    AWAIT_ACCEPT = "awaiting the Accept"  # client
+    PREPARING = "preparing queue pair and memory"
+    AWAIT_CONFIRM = "awaiting the Confirm"  # server
+    AWAIT_LINK = "awaiting CONFIRM LINK"
+    AWAIT_ADD_LINK = "awaiting ADD LINK"  # version 2.0
+    AWAIT_DECLINE = "awaiting a late Decline"
+    HANDOVER = "looking at TCP for the last time"
+    ESTABLISHED = "established"
+    FELL_BACK = "fell back to TCP"
+    FAILED = "failed"
+
+
+class HandshakeInput(Enum):
+    """What moves a handshake."""
+
+    PROPOSAL = "Proposal"
+    BUSY = "first contact in progress"  # with the same peer
+    ACCEPT = "Accept"
+    CONFIRM_FIRST = "Confirm of first contact"
+    CONFIRM_REUSE = "Confirm of a reused link"
+    READY = "queue pair and memory ready"
+    READY_REUSE = "memory ready on a reused link"
+    LINK_CONFIRMED = "link confirmed"
+    LINK_CONFIRMED_V20 = "link confirmed, version 2.0"
+    ADD_LINK_DONE = "ADD LINK over"
+    LINK_SILENT = "no CONFIRM LINK in time"
+    QUIET = "nothing on TCP"
+    DECLINED = "Decline received"
+    UNABLE = "we decline"
+    BROKEN = "stream broken or time over"
+
+
+_S, _I = HandshakeState, HandshakeInput
+
+OVER = frozenset({_S.ESTABLISHED, _S.FELL_BACK, _S.FAILED})
+"""Nothing follows these."""
+
+CLIENT = Table(
+    "client handshake",
+    {
+        (_S.AWAIT_ACCEPT, _I.ACCEPT): _S.PREPARING,
+        (_S.AWAIT_ACCEPT, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_ACCEPT, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_ACCEPT, _I.BROKEN): _S.FAILED,
+        (_S.PREPARING, _I.READY): _S.AWAIT_LINK,
+        (_S.PREPARING, _I.READY_REUSE): _S.ESTABLISHED,
+        (_S.PREPARING, _I.UNABLE): _S.FELL_BACK,
+        (_S.PREPARING, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_LINK, _I.LINK_CONFIRMED): _S.HANDOVER,
+        (_S.AWAIT_LINK, _I.LINK_CONFIRMED_V20): _S.AWAIT_ADD_LINK,
+        (_S.AWAIT_LINK, _I.LINK_SILENT): _S.AWAIT_DECLINE,
+        (_S.AWAIT_LINK, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_LINK, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_LINK, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_DECLINE, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_DECLINE, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_DECLINE, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_ADD_LINK, _I.ADD_LINK_DONE): _S.HANDOVER,
+        (_S.AWAIT_ADD_LINK, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_ADD_LINK, _I.BROKEN): _S.FAILED,
+        (_S.HANDOVER, _I.QUIET): _S.ESTABLISHED,
+        (_S.HANDOVER, _I.DECLINED): _S.FELL_BACK,
+        (_S.HANDOVER, _I.BROKEN): _S.FAILED,
+    },
+    ignored={
+        # CONFIRM LINK that comes after its time: the Decline decides now.
+        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED),
+        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED_V20),
+        (_S.HANDOVER, _I.LINK_CONFIRMED),
+        (_S.HANDOVER, _I.LINK_CONFIRMED_V20),
+        (_S.HANDOVER, _I.ADD_LINK_DONE),
+        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED),
+        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED_V20),
+        *((over, happened) for over in OVER for happened in _I),
+    },
+)
+
+SERVER = Table(
+    "server handshake",
+    {
+        (_S.AWAIT_PROPOSAL, _I.PROPOSAL): _S.PREPARING,
+        (_S.AWAIT_PROPOSAL, _I.BUSY): _S.QUEUED,
+        (_S.AWAIT_PROPOSAL, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_PROPOSAL, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_PROPOSAL, _I.BROKEN): _S.FAILED,
+        (_S.QUEUED, _I.PROPOSAL): _S.PREPARING,
+        (_S.QUEUED, _I.BUSY): _S.QUEUED,
+        (_S.QUEUED, _I.UNABLE): _S.FELL_BACK,
+        (_S.QUEUED, _I.BROKEN): _S.FAILED,
+        (_S.PREPARING, _I.READY): _S.AWAIT_CONFIRM,
+        (_S.PREPARING, _I.READY_REUSE): _S.AWAIT_CONFIRM,
+        (_S.PREPARING, _I.UNABLE): _S.FELL_BACK,
+        (_S.PREPARING, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_CONFIRM, _I.CONFIRM_FIRST): _S.AWAIT_LINK,
+        (_S.AWAIT_CONFIRM, _I.CONFIRM_REUSE): _S.ESTABLISHED,
+        (_S.AWAIT_CONFIRM, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_CONFIRM, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_CONFIRM, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_LINK, _I.LINK_CONFIRMED): _S.HANDOVER,
+        (_S.AWAIT_LINK, _I.LINK_CONFIRMED_V20): _S.AWAIT_ADD_LINK,
+        (_S.AWAIT_LINK, _I.LINK_SILENT): _S.AWAIT_DECLINE,
+        (_S.AWAIT_LINK, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_LINK, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_LINK, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_DECLINE, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_DECLINE, _I.UNABLE): _S.FELL_BACK,
+        (_S.AWAIT_DECLINE, _I.BROKEN): _S.FAILED,
+        (_S.AWAIT_ADD_LINK, _I.ADD_LINK_DONE): _S.HANDOVER,
+        (_S.AWAIT_ADD_LINK, _I.DECLINED): _S.FELL_BACK,
+        (_S.AWAIT_ADD_LINK, _I.BROKEN): _S.FAILED,
+        (_S.HANDOVER, _I.QUIET): _S.ESTABLISHED,
+        (_S.HANDOVER, _I.DECLINED): _S.FELL_BACK,
+        (_S.HANDOVER, _I.BROKEN): _S.FAILED,
+    },
+    ignored={
+        # The answer to CONFIRM LINK that comes after its time, or twice.
+        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED),
+        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED_V20),
+        (_S.HANDOVER, _I.LINK_CONFIRMED),
+        (_S.HANDOVER, _I.LINK_CONFIRMED_V20),
+        (_S.HANDOVER, _I.ADD_LINK_DONE),
+        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED),
+        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED_V20),
+        *((over, happened) for over in OVER for happened in _I),
+    },
+)
+
+_READING = frozenset(
+    {
+        _S.AWAIT_PROPOSAL,
+        _S.AWAIT_ACCEPT,
+        _S.AWAIT_CONFIRM,
+        _S.AWAIT_LINK,
+        _S.AWAIT_ADD_LINK,
+        _S.AWAIT_DECLINE,
+        _S.HANDOVER,
+    }
+)
+
+
+class Handshake:
+    """One TCP connection on its way.
+
+    Args:
+        role: Which end of it we are.
+        peer_key: Who is at the other end of it.
+        ends_at: When the whole handshake has to be over, in seconds of the caller's
+            clock.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "accept",
+        "connection",
+        "eid",
+        "ends_at",
+        "first_contact",
+        "group",
+        "handle",
+        "link",
+        "offer",
+        "peer_key",
+        "proposal",
+        "rmb",
+        "role",
+        "state",
+        "stream",
+    )
+
+    def __init__(self, role: Role, peer_key: Hashable, ends_at: float) -> None:
+        self.role = role
+        self.peer_key = peer_key
+        self.ends_at = ends_at
+        self.handle: Any = None
+        self.state = _S.AWAIT_ACCEPT if role is Role.CLIENT else _S.AWAIT_PROPOSAL
+        self.stream = ClcStream()
+        self.first_contact = False
+        self.proposal: clc.Proposal | None = None
+        self.accept: clc.Accept | None = None
+        self.offer: FabricOffer | None = None
+        self.eid = ""
+        self.group: LinkGroup | None = None
+        self.link: Link | None = None
+        self.rmb: Rmb | None = None
+        self.connection: Connection | None = None
+
+    def __repr__(self) -> str:
+        return f"<Handshake {self.role.value} {self.state.value}>"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.state in OVER
+
+    @property
+    def wanted(self) -> int:
+        """Bytes that may be taken from TCP now; 0: leave TCP alone."""
+        return self.stream.wanted if self.state in _READING else 0
+
+    def move(self, happened: HandshakeInput) -> bool:
+        """Follow the role's table.
+
+        Returns:
+            True when the state changed.
+        """
+        table = CLIENT if self.role is Role.CLIENT else SERVER
+        before = self.state
+        self.state = table.after(before, happened)
+        return self.state is not before

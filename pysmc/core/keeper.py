@@ -1,0 +1,265 @@
+"""Who owns links and memory: made here, given back here, in one order.
+
+`Keeper` opens a group at first contact, finds memory for a connection, and takes both
+away again; every way in which something ends comes through its methods, and each of
+them may be called twice. It does not know CLC messages.
+
+The order of an end is: unpublish (no table finds it any more), stop timers, then the
+queue pair, then the memory, then the news.
+
+Reference: RFC 7609 sections 3.5.5 and 4.8.2; kernel counterpart: smc_core.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pysmc.core.actions import (
+    ClearMemory,
+    CloseGroup,
+    CloseQueuePair,
+    CreateQueuePair,
+    DeregisterMemory,
+    RegisterMemory,
+)
+from pysmc.core.events import ConnectionLost
+from pysmc.core.link import Link, LinkEnd, LinkInput
+from pysmc.core.link_group import GroupTable, LinkGroup
+from pysmc.core.llc_flows import FlowListener, LlcFlows
+from pysmc.core.rmb import Rmb, RmbState
+from pysmc.core.roles import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from pysmc.core.connection import Connection
+    from pysmc.core.context import Context, FabricOffer
+    from pysmc.errors import SmcError
+
+__all__ = ["Keeper"]
+
+CLIENT_IDLE_EXTRA = 10.0
+"""Seconds that a client keeps an idle group longer, so that the server ends it."""
+
+
+class Keeper:
+    """Opens and ends groups, links, RMBs and connections.
+
+    Args:
+        context: Orders, news and deadlines go there.
+        listener: Is told how LLC flows end.
+    """
+
+    def __init__(self, context: Context, listener: FlowListener) -> None:
+        self._context = context
+        self._listener = listener
+        self.groups = GroupTable(context.config)
+        self.flows: dict[LinkGroup, LlcFlows] = {}
+        self.rmb_bytes = 0
+
+    # Groups and links
+
+    def open_group(
+        self,
+        *,
+        role: Role,
+        peer_id: bytes,
+        peer_key: Hashable,
+        offer: FabricOffer,
+        eid: str,
+        release: int,
+        max_connections: int,
+        max_links: int,
+    ) -> Link:
+        """Make a group and its first link, and order the queue pair."""
+        context = self._context
+        group = self.groups.add(
+            role=role,
+            peer_id=peer_id,
+            peer_key=peer_key,
+            fabric=offer.fabric,
+            eid=eid,
+            release=release,
+            max_connections=max_connections,
+            max_links=max_links,
+        )
+        self.flows[group] = LlcFlows(group, context, self._listener)
+        local = LinkEnd(
+            peer_id=context.identity.peer_id,
+            gid=offer.gid,
+            mac=offer.mac,
+            qp_number=0,
+            psn=context.tokens.psn(),
+            mtu_code=offer.mtu_code,
+        )
+        # The server counts links from 1; a client learns the number by CONFIRM LINK.
+        number = 1 if role is Role.SERVER else 0
+        link = Link(group, number, local, context.tokens.user_id())
+        group.links.append(link)
+        context.actions.append(CreateQueuePair(link))
+        return link
+
+    def activate(self, link: Link, now: float) -> None:
+        """The first link is confirmed: connections may use it."""
+        link.move(LinkInput.CONFIRMED)
+        link.last_received = now
+        interval = self._context.config.test_link_interval
+        self._context.timers.set(("test link", link), now + interval)
+
+    def end_group(
+        self,
+        group: LinkGroup,
+        now: float,
+        *,
+        error: SmcError,
+        tell: int | None,
+    ) -> None:
+        """End a group with everything on it. Idempotent.
+
+        Args:
+            group: Which one.
+            now: The time in seconds.
+            error: What its connections are told.
+            tell: Reason of the DELETE LINK that the peer gets; None says nothing.
+        """
+        if group.is_ended:
+            return
+        group.is_ended = group.is_closed_to_new = True
+        self.groups.remove(group)
+        flows = self.flows.pop(group)
+        timers = self._context.timers
+        timers.cancel(("idle", group))
+        connections = list(group.connections.values())
+        for connection in connections:
+            timers.cancel(("close", connection))
+        for link in group.links:
+            if tell is not None and link.is_active:
+                flows.delete_group(link, reason=tell)
+        flows.end(now)
+        for link in group.links:
+            link.move(LinkInput.LOST)
+            timers.cancel(("test link", link))
+            self._context.actions.append(CloseQueuePair(link))
+        self.rmb_bytes -= group.rmb_bytes
+        self._context.actions.append(CloseGroup(group))
+        group.connections.clear()
+        for connection in connections:
+            lost = connection.is_established and not connection.is_ended
+            connection.link_lost(error)
+            if lost:
+                self._context.events.append(ConnectionLost(connection, error))
+
+    def leave(self, group: LinkGroup, now: float) -> None:
+        """Give back a connection's place; an idle group gets its deadline."""
+        group.places_taken -= 1
+        assert group.places_taken >= 0, "a place was given back twice"
+        if group.is_idle and not group.is_ended:
+            wait = self._context.config.idle_group_wait
+            if group.role is Role.CLIENT:
+                wait += CLIENT_IDLE_EXTRA
+            self._context.timers.set(("idle", group), now + wait)
+
+    def join(self, group: LinkGroup) -> None:
+        """Take a place for a connection on its way."""
+        group.places_taken += 1
+        self._context.timers.cancel(("idle", group))
+
+    # Memory
+
+    def may_register(self, length: int) -> bool:
+        """Whether another RMB stays within the limit of all of them."""
+        return self.rmb_bytes + length <= self._context.config.max_pinned_bytes
+
+    def take_rmb(self, group: LinkGroup) -> Rmb:
+        """Find memory for a connection: confirmed and idle, or newly ordered.
+
+        Returns:
+            In state CONFIRMED it can be used at once; in REGISTERING an answer of the
+            fabric has to be awaited.
+        """
+        length = self._context.config.rmbe_bytes
+        rmb = group.pool.take(length)
+        if rmb is not None:
+            self._context.actions.append(ClearMemory(rmb))
+            return rmb
+        rmb = Rmb(group, length)
+        self._count(rmb, length)
+        self._context.actions.append(RegisterMemory(rmb))
+        return rmb
+
+    def confirm_rmb(self, link: Link, rmb: Rmb, now: float) -> None:
+        """Announce the RMB to the peer of a reused group."""
+        self.flows[link.group].confirm_rkey(link, rmb, now)
+
+    def give_rmb(self, rmb: Rmb, now: float, *, clean: bool) -> None:
+        """Take memory back from a connection. Idempotent.
+
+        Args:
+            rmb: Which one.
+            now: The time in seconds.
+            clean: True when the peer has certainly finished with it. Otherwise the
+                peer is told to forget it first.
+        """
+        group = rmb.group
+        if group.is_ended or rmb.state in {RmbState.GONE, RmbState.DELETING}:
+            return
+        link = group.active_link
+        if rmb.state is not RmbState.CONFIRMED or link is None:
+            self.drop_rmb(rmb)
+        elif clean:
+            surplus = group.pool.give(rmb)
+            if surplus is not None:
+                self.flows[group].delete_rkey(link, surplus, now)
+        else:
+            self.flows[group].delete_rkey(link, rmb, now)
+
+    def drop_rmb(self, rmb: Rmb) -> None:
+        """Deregister memory that no peer writes any more. Idempotent."""
+        if rmb.state is RmbState.GONE or rmb.group.is_ended:
+            return
+        registered = rmb.state is not RmbState.REGISTERING
+        rmb.state = RmbState.GONE
+        self._count(rmb, -rmb.length)
+        if registered:
+            self._context.actions.append(DeregisterMemory(rmb))
+
+    def _count(self, rmb: Rmb, length: int) -> None:
+        rmb.group.rmb_bytes += length
+        self.rmb_bytes += length
+
+    # Connections
+
+    def add_connection(self, connection: Connection) -> None:
+        """Publish a connection: updates that carry its token find it from now on."""
+        connection.group.connections[connection.alert_token] = connection
+
+    def remove_connection(
+        self, connection: Connection, now: float, *, clean: bool
+    ) -> None:
+        """Unpublish a connection and give back what it held. Idempotent."""
+        group = connection.group
+        if group.connections.pop(connection.alert_token, None) is None:
+            return
+        self._context.timers.cancel(("close", connection))
+        self.give_rmb(connection.rmb, now, clean=clean)
+        self.leave(group, now)
+
+    def reap(self, connection: Connection, now: float) -> None:
+        """Give back what both ends have finished with, or wait for the peer's end.
+
+        The RFC wants a timer in the close-wait states: a peer that never says C would
+        otherwise keep our memory for ever.
+
+        Reference: RFC 7609 section 4.8.1.
+        """
+        if connection.is_ended:
+            clean = not connection.suspect
+            self.remove_connection(connection, now, clean=clean)
+        elif connection.we_ended and not connection.group.is_ended:
+            wait = self._context.config.close_wait
+            self._context.timers.set(("close", connection), now + wait)
+
+    def close_due(self, connection: Connection, now: float) -> None:
+        """The peer did not close in time: its memory is withdrawn from it."""
+        if connection.we_ended:
+            self.remove_connection(connection, now, clean=False)

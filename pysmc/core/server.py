@@ -1,0 +1,400 @@
+"""The server's half of the CLC handshake: Proposal, Accept, Confirm.
+
+`ServerNegotiator` decides which fabric and EID a connection gets, whether it joins a
+link group or makes first contact, and checks that the Confirm repeats what was agreed.
+First contacts with the same peer go one after another, so that the second connection
+finds the first one's group; there is no lock beyond that, so a peer that stalls holds
+up nobody but itself.
+
+Reference: RFC 7609 sections 3.5.1.3 to 3.5.1.6 and 3.5.2; kernel counterpart:
+smc_listen_work().
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
+from pysmc.core.actions import ConnectQueuePair
+from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
+from pysmc.core.link import LinkEnd, LinkInput
+from pysmc.core.negotiator import NO_EYECATCHER, Negotiator, peer_element
+from pysmc.core.rmb import RToken
+from pysmc.core.roles import Role
+from pysmc.errors import RemoteProtocolError
+from pysmc.reasons import Reason, reason
+from smcproto import clc, clc_v2
+from smcproto.constants import OsType, rmbe_size_code
+from smcproto.diagnosis import PeerDiagnosis
+
+if TYPE_CHECKING:
+    from pysmc.core.context import Context, FabricOffer
+    from pysmc.core.keeper import Keeper
+    from smcproto import llc
+
+__all__ = ["ServerNegotiator"]
+
+CONNECTIONS_LEAST = 16
+"""Fewest connections a group that a version 2.1 peer may offer (Linux)."""
+
+PeerKey = tuple[Hashable, ...]
+
+
+class ServerNegotiator(Negotiator):
+    """Handshakes of connections that this process accepted."""
+
+    def __init__(self, context: Context, keeper: Keeper) -> None:
+        super().__init__(context, keeper)
+        self._first_contacts: dict[PeerKey, Handshake] = {}
+        self._queues: dict[PeerKey, deque[Handshake]] = {}
+
+    def begin(self, peer_key: Hashable, now: float) -> Handshake:
+        """Start a handshake: the Proposal is awaited.
+
+        Args:
+            peer_key: Who is at the other end of TCP.
+            now: The time in seconds.
+        """
+        handshake = Handshake(Role.SERVER, peer_key, now + self._config.handshake_wait)
+        return self.start(handshake, self._config.proposal_wait, now)
+
+    def receive(
+        self, handshake: Handshake, message: clc.ClcMessage, now: float
+    ) -> None:
+        """Take a CLC message of the client."""
+        state = handshake.state
+        if isinstance(message, clc.Decline):
+            self.declined(handshake, message, now)
+        elif (
+            isinstance(message, clc.Proposal) and state is HandshakeState.AWAIT_PROPOSAL
+        ):
+            self._receive_proposal(handshake, message, now)
+        elif isinstance(message, clc.Confirm) and state is HandshakeState.AWAIT_CONFIRM:
+            self._receive_confirm(handshake, message, now)
+        else:
+            self.wrong_message(handshake, message, now)
+
+    # The Proposal
+
+    def _receive_proposal(
+        self, handshake: Handshake, proposal: clc.Proposal, now: float
+    ) -> None:
+        problem = self._judge(proposal)
+        if problem is not None:
+            self.decline(handshake, problem, now)
+            return
+        assert proposal.v2 is not None
+        offer, eid = self._choose(proposal.v2.eids)
+        if offer is None:
+            offered = ", ".join(proposal.v2.eids) or "none"
+            text = f"The client offered {offered}."
+            code = None if proposal.v2.eids else PeerDiagnosis.NO_UEID
+            why = reason("NO_COMMON_EID", "local", text, code=code)
+            self.decline(handshake, why, now)
+            return
+        handshake.proposal, handshake.offer, handshake.eid = proposal, offer, eid
+        self._decide(handshake, now)
+
+    def _judge(self, proposal: clc.Proposal) -> Reason | None:
+        if proposal.v2 is None and not (
+            proposal.typev1.offers_smcr or proposal.typev2.offers_smcr
+        ):
+            return reason("MODE", "local", "The client offers no SMC-R.")
+        if proposal.v2 is None or not proposal.typev2.offers_smcr:
+            return reason("VERSION", "local", "The client offers no SMC-R version 2.")
+        v2 = proposal.v2
+        if min(v2.release, self._config.release):
+            if v2.max_connections < CONNECTIONS_LEAST:
+                text = f"The client allows {v2.max_connections} connections a group."
+                code = PeerDiagnosis.MAX_CONNECTIONS
+                return reason("RELEASE", "local", text, code=code)
+            if v2.max_links < 1:
+                text = "The client allows no link."
+                code = PeerDiagnosis.MAX_LINKS
+                return reason("RELEASE", "local", text, code=code)
+        return None
+
+    def _choose(self, eids: tuple[str, ...]) -> tuple[FabricOffer | None, str]:
+        """Take the client's first EID that is ours too; it selects the fabric."""
+        for eid in eids:
+            for offer in self._context.offers:
+                if eid in offer.eids:
+                    return offer, eid
+        return None, ""
+
+    def _key(self, handshake: Handshake) -> PeerKey:
+        proposal, offer = handshake.proposal, handshake.offer
+        assert proposal is not None
+        assert offer is not None
+        return (proposal.peer_id, handshake.peer_key, offer.fabric, handshake.eid)
+
+    def _decide(self, handshake: Handshake, now: float) -> None:
+        """First contact or reuse: the decision that the client will follow."""
+        proposal, offer = handshake.proposal, handshake.offer
+        assert proposal is not None
+        assert proposal.v2 is not None
+        assert offer is not None
+        group = self._keeper.groups.reusable_by_server(
+            peer_id=proposal.peer_id,
+            peer_key=handshake.peer_key,
+            gid=proposal.v2.gid,
+            fabric=offer.fabric,
+            eid=handshake.eid,
+        )
+        key = self._key(handshake)
+        if group is not None and group.active_link is not None:
+            self.use_link(handshake, group.active_link)
+            self._prepare(handshake, now)
+            self.take_memory(handshake, now)
+        elif key in self._first_contacts:
+            self._queues.setdefault(key, deque()).append(handshake)
+            handshake.move(HandshakeInput.BUSY)
+            self.wait(handshake, self._config.confirm_link_client_wait, now)
+        elif self._has_too_many_groups(proposal.peer_id):
+            text = (
+                "There are max_link_groups_per_peer ="
+                f" {self._config.max_link_groups_per_peer} groups with this peer."
+            )
+            self.decline(handshake, reason("LIMIT", "local", text), now)
+        else:
+            self._first_contacts[key] = handshake
+            self._open_group(handshake)
+            self._prepare(handshake, now)
+
+    def _has_too_many_groups(self, peer_id: bytes) -> bool:
+        groups = self._keeper.groups.of_peer(Role.SERVER, peer_id)
+        return len(groups) >= self._config.max_link_groups_per_peer
+
+    def _prepare(self, handshake: Handshake, now: float) -> None:
+        handshake.move(HandshakeInput.PROPOSAL)
+        self.wait(handshake, 2 * self._config.llc_wait, now)
+
+    def _open_group(self, handshake: Handshake) -> None:
+        proposal, offer = handshake.proposal, handshake.offer
+        assert proposal is not None
+        assert proposal.v2 is not None
+        assert offer is not None
+        config, v2 = self._config, proposal.v2
+        release = min(v2.release, config.release)
+        link = self._keeper.open_group(
+            role=Role.SERVER,
+            peer_id=proposal.peer_id,
+            peer_key=handshake.peer_key,
+            offer=offer,
+            eid=handshake.eid,
+            release=release,
+            max_connections=(
+                min(v2.max_connections, config.max_connections) if release else 255
+            ),
+            max_links=min(v2.max_links, config.max_links) if release else 1,
+        )
+        handshake.first_contact = True
+        self.use_link(handshake, link)
+
+    def pair_created(self, handshake: Handshake, now: float) -> None:
+        """First contact: the queue pair is there; now the memory."""
+        self.take_memory(handshake, now)
+
+    def memory_ready(self, handshake: Handshake, now: float) -> None:
+        """The memory is there, and on a reused group the peer knows it: Accept."""
+        link, rmb, group = handshake.link, handshake.rmb, handshake.group
+        assert link is not None
+        assert rmb is not None
+        assert group is not None
+        connection = self.make_connection(handshake)
+        token = rmb.tokens[link]
+        self.send(
+            handshake,
+            clc.Accept(
+                version=2,
+                first_contact=handshake.first_contact,
+                peer_id=self._context.identity.peer_id,
+                gid=link.local.gid,
+                mac=link.local.mac,
+                qp_number=link.local.qp_number,
+                rkey=token.rkey,
+                rmbe_index=1,
+                alert_token=connection.alert_token,
+                rmbe_size_code=rmbe_size_code(rmb.length),
+                mtu_code=link.local.mtu_code,
+                virtual_address=token.virtual_address,
+                psn=link.local.psn,
+                v2=clc_v2.AcceptExtension(
+                    eid=group.eid, first_contact=self._first_contact(handshake)
+                ),
+            ),
+        )
+        handshake.move(HandshakeInput.READY)
+        self.wait(handshake, self._config.confirm_wait, now)
+
+    def _first_contact(
+        self, handshake: Handshake
+    ) -> clc_v2.FirstContactExtension | None:
+        group = handshake.group
+        assert group is not None
+        if not handshake.first_contact:
+            return None
+        return clc_v2.FirstContactExtension(
+            direct=True,
+            os_type=OsType.LINUX,
+            release=group.release,
+            host_name=self._context.identity.host_name,
+            max_connections=group.max_connections if group.release else 0,
+            max_links=group.max_links if group.release else 0,
+        )
+
+    # The Confirm
+
+    def _receive_confirm(
+        self, handshake: Handshake, confirm: clc.Confirm, now: float
+    ) -> None:
+        problem = self._judge_confirm(handshake, confirm)
+        if problem is not None:
+            self._refuse_confirm(handshake, problem, now)
+            return
+        link, connection = handshake.link, handshake.connection
+        assert link is not None
+        assert connection is not None
+        token = RToken(confirm.rkey, confirm.virtual_address)
+        if handshake.first_contact:
+            link.group.rtokens.add(token)
+        elif not link.group.rtokens.knows(token):
+            text = "the client named an RMB that it never announced on this link"
+            error = RemoteProtocolError(text, section="RFC 7609 section 4.5")
+            self.fail(handshake, error, now)
+            return
+        connection.attach_peer(
+            token=token,
+            alert_token=confirm.alert_token,
+            rmbe_bytes=peer_element(confirm),
+            rmbe_index=confirm.rmbe_index,
+        )
+        if handshake.first_contact:
+            self._connect(handshake, confirm, now)
+        else:
+            handshake.move(HandshakeInput.CONFIRM_REUSE)
+            self.establish(handshake, now)
+
+    def _judge_confirm(
+        self, handshake: Handshake, confirm: clc.Confirm
+    ) -> Reason | None:
+        """The Confirm has to repeat what the Accept said."""
+        group, v2 = handshake.group, confirm.v2
+        assert group is not None
+        if group.is_ended:
+            text = "The link group ended before the Confirm came."
+            return reason("LINK_FAILED", "local", text)
+        if confirm.version != 2 or v2 is None or v2.eid != group.eid:
+            text = "The Confirm repeats another version or EID than the Accept's."
+            return reason("VERSION", "local", text)
+        if not handshake.first_contact:
+            return None
+        expected = self._first_contact(handshake)
+        first = v2.first_contact
+        assert expected is not None
+        if first is None or (
+            first.release,
+            first.max_connections,
+            first.max_links,
+        ) != (expected.release, expected.max_connections, expected.max_links):
+            text = "The Confirm repeats another release or other limits."
+            return reason("RELEASE", "local", text)
+        if not 1 <= confirm.mtu_code <= 5:
+            text = f"The client's MTU code {confirm.mtu_code} has no meaning."
+            return reason("INTERNAL", "local", text)
+        return None
+
+    def _refuse_confirm(self, handshake: Handshake, why: Reason, now: float) -> None:
+        if handshake.first_contact:
+            self.decline(handshake, why, now)
+        else:
+            # On a reused link the client has gone on already: a Decline would reach
+            # its application.
+            error = RemoteProtocolError(why.text, section="RFC 7609 section 3.5.2")
+            self.fail(handshake, error, now)
+
+    def _connect(self, handshake: Handshake, confirm: clc.Confirm, now: float) -> None:
+        proposal, link = handshake.proposal, handshake.link
+        assert proposal is not None
+        assert proposal.v2 is not None
+        assert link is not None
+        link.remote = LinkEnd(
+            peer_id=confirm.peer_id,
+            # The address is the Proposal's; the rest of the port is the Confirm's.
+            gid=proposal.v2.gid,
+            mac=proposal.mac if any(proposal.mac) else confirm.mac,
+            qp_number=confirm.qp_number,
+            psn=confirm.psn,
+            mtu_code=min(confirm.mtu_code, link.local.mtu_code),
+        )
+        handshake.move(HandshakeInput.CONFIRM_FIRST)
+        # One wait for connecting and for the answer: the client's has to be longer.
+        self.wait(handshake, self._config.confirm_link_server_wait, now)
+        link.move(LinkInput.CONNECT)
+        self._context.actions.append(ConnectQueuePair(link, link.remote, passive=True))
+
+    def pair_connected(self, handshake: Handshake) -> None:
+        """First contact: the queue pair works; CONFIRM LINK goes out on it."""
+        link = handshake.link
+        if handshake.state is HandshakeState.AWAIT_LINK and link is not None:
+            self.flows(link).confirm_link(link, response=False)
+
+    def confirm_link_received(
+        self, handshake: Handshake, message: llc.ConfirmLink, now: float
+    ) -> None:
+        """The answer to CONFIRM LINK.
+
+        Reference: RFC 7609 section 3.5.5.1 and A.3.1.
+        """
+        if not message.response or handshake.state is not HandshakeState.AWAIT_LINK:
+            return
+        if not (
+            self.is_link_of(handshake, message)
+            and message.no_eyecatcher & NO_EYECATCHER
+        ):
+            text = "CONFIRM LINK's answer names another queue pair or eye catchers."
+            code = PeerDiagnosis.RMBE_EYECATCHER
+            why = reason("INTERNAL", "local", text, code=code)
+            self.decline(handshake, why, now)
+            return
+        self.link_confirmed(handshake, now)
+
+    def begin_add_link(self, handshake: Handshake) -> None:
+        """Version 2.0: ADD LINK always follows, even with a single port."""
+        link = handshake.link
+        assert link is not None
+        self.flows(link).add_link(link)
+
+    def add_link_received(self, handshake: Handshake, message: llc.AddLink) -> None:
+        """The client answered ADD LINK; there is no second port in any case."""
+        link = handshake.link
+        if not message.response or link is None:
+            return
+        if not message.rejected:
+            self.flows(link).delete_link(link, message.link_number)
+        self.add_link_over(handshake)
+
+    # First contacts in turn
+
+    def ended(self, handshake: Handshake, now: float) -> None:
+        """Whoever waited for this first contact may go on."""
+        if handshake.proposal is None or handshake.offer is None:
+            return
+        key = self._key(handshake)
+        if handshake.state is not HandshakeState.ESTABLISHED:
+            self._forget_queued(key, handshake)
+        if self._first_contacts.get(key) is not handshake:
+            return
+        del self._first_contacts[key]
+        waiting = self._queues.pop(key, deque())
+        for queued in waiting:
+            if queued.state is HandshakeState.QUEUED:
+                self._decide(queued, now)
+
+    def _forget_queued(self, key: PeerKey, handshake: Handshake) -> None:
+        queue = self._queues.get(key)
+        if queue is not None and handshake in queue:
+            queue.remove(handshake)
+            if not queue:
+                del self._queues[key]

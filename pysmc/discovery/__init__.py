@@ -127,14 +127,13 @@ class Discovery:
         self._closed = False
         self._forked = False
         self._has_announced = False
-        self._registry = BeaconRegistry(loop)
+        self._registry = BeaconRegistry(loop, self._users)
         self._by_listener: weakref.WeakKeyDictionary[socket.socket, Announcement] = (
             weakref.WeakKeyDictionary()
         )
         self._by_socket: weakref.WeakKeyDictionary[socket.socket, Mark] = (
             weakref.WeakKeyDictionary()
         )
-        self._announcements: set[Announcement] = set()
         self._open_marks: set[Mark] = set()
         self._offers: set[Offer] = set()
         self._enable(config)
@@ -188,7 +187,6 @@ class Discovery:
             log.warning("listener %r is not announced: %s", listener, error)
             return None
         self._has_announced = True
-        self._announcements.add(announcement)
         self._by_listener[listener] = announcement
         return announcement
 
@@ -328,8 +326,7 @@ class Discovery:
             offer.close()
         for mark in tuple(self._open_marks):
             mark.close()
-        for announcement in self._announcements:
-            announcement.close()
+        self._registry.close()
         if self._lookup is not None:
             self._lookup.close()
 

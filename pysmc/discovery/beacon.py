@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from pysmc.discovery.address import Endpoint
+    from pysmc.discovery.rendezvous import Users
 
 __all__ = ["Beacon", "BeaconRegistry", "Lookup", "listener_names"]
 
@@ -44,9 +45,10 @@ RETRY_FIRST = 0.001
 """Seconds before the first new attempt while another holder comes or goes."""
 RETRIES_MAX = 12
 """Attempts, each after twice the time: four seconds in total."""
+STEADY = 0.25
+"""Seconds after which a holder's end is news and no sign of a bad keeper."""
 ADMIT_PAUSE = 1.0
 """Seconds without accepting watchers after the descriptors ran out."""
-RETRY_ERRORS = frozenset({errno.EADDRINUSE, errno.ECONNREFUSED, errno.EAGAIN})
 
 ANY_IPV4 = bytes(4)
 ANY_IPV6 = bytes(16)
@@ -118,19 +120,23 @@ class Lookup:
 class Beacon:
     """One name, held by us or watched while another process holds it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: bytes) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, name: bytes, users: Users
+    ) -> None:
         """Take the name, or begin to watch its holder.
 
         Raises:
             OSError: There is no descriptor left, or Unix sockets are forbidden.
         """
         self.name = name
-        self.users = 0
+        self.sharers = 0
         """Listeners of this loop that share the name."""
         self._loop = loop
+        self._users = users
         self._beacon: socket.socket | None = None
         self._keeper: socket.socket | None = None
         self._watch: socket.socket | None = None
+        self._watching_since = 0.0
         self._watchers: set[socket.socket] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._retries = 0
@@ -176,6 +182,8 @@ class Beacon:
             keeper.listen(KEEPER_BACKLOG)
         except OSError as error:
             keeper.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
             # The last holder's keeper may outlive its beacon by a moment.
             self._retry(error)
             return
@@ -189,20 +197,20 @@ class Beacon:
             watch.connect(KEEPER_PREFIX + self.name)
         except OSError as error:
             watch.close()
+            if error.errno not in {errno.ECONNREFUSED, errno.EAGAIN}:
+                raise
             # The holder has not opened its keeper yet, or is just going.
             self._retry(error)
             return
         self._watch = watch
-        self._retries = 0
+        self._watching_since = self._loop.time()
         self._loop.add_reader(watch.fileno(), self._on_holder_gone)
 
     def _retry(self, error: OSError) -> None:
-        if error.errno not in RETRY_ERRORS:
-            raise error
         if self._retries == RETRIES_MAX:
             log.warning(
-                "beacon %s cannot be guarded (%s): its name belongs to another "
-                "program; when the holder ends, nobody takes over",
+                "beacon %s: giving up to hold or to watch it (%s); "
+                "when its holder ends, nobody takes over",
                 self.name.decode("ascii"),
                 error,
             )
@@ -216,7 +224,8 @@ class Beacon:
         try:
             self._acquire()
         except OSError as error:
-            log.warning("beacon %s is lost: %s", self.name.decode("ascii"), error)
+            # No descriptor is left for now.
+            self._retry(error)
 
     def _on_holder_gone(self) -> None:
         """The holder never sends: readable means that it has gone."""
@@ -224,7 +233,12 @@ class Beacon:
         self._loop.remove_reader(self._watch.fileno())
         self._watch.close()
         self._watch = None
-        self._try_again()
+        if self._loop.time() - self._watching_since >= STEADY:
+            self._retries = 0
+            self._try_again()
+        else:
+            # Not at once: a keeper that ends each connection must not keep us busy.
+            self._retry(ConnectionResetError(errno.ECONNRESET, "the keeper hung up"))
 
     def _admit(self) -> None:
         assert self._keeper is not None
@@ -237,6 +251,10 @@ class Beacon:
             # a readable listener would wake the loop without end.
             self._loop.remove_reader(self._keeper.fileno())
             self._timer = self._loop.call_later(ADMIT_PAUSE, self._resume_admitting)
+            return
+        if self._users.foreign(watcher) is not None:
+            # Strangers could fill our descriptor table.
+            watcher.close()
             return
         watcher.settimeout(0)
         self._watchers.add(watcher)
@@ -281,9 +299,10 @@ class Beacon:
 class BeaconRegistry:
     """The beacons of one loop; listeners of one port share its name."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin with none."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, users: Users) -> None:
+        """Begin with none; `users` are those whose workers may watch ours."""
         self._loop = loop
+        self._users = users
         self._beacons: dict[bytes, Beacon] = {}
 
     def hold(self, name: bytes) -> Beacon:
@@ -294,16 +313,21 @@ class BeaconRegistry:
         """
         beacon = self._beacons.get(name)
         if beacon is None:
-            beacon = self._beacons[name] = Beacon(self._loop, name)
-        beacon.users += 1
+            beacon = self._beacons[name] = Beacon(self._loop, name, self._users)
+        beacon.sharers += 1
         return beacon
 
     def release(self, beacon: Beacon) -> None:
         """Give one use of a name back; the last one closes the beacon."""
-        beacon.users -= 1
-        if beacon.users == 0:
-            del self._beacons[beacon.name]
+        beacon.sharers -= 1
+        if beacon.sharers == 0:
+            self._beacons.pop(beacon.name, None)
             beacon.close()
+
+    def close(self) -> None:
+        """Give all names up; idempotent."""
+        while self._beacons:
+            self._beacons.popitem()[1].close()
 
     def abandon(self) -> None:
         """In a forked child: close the copies of all sockets, and nothing more."""

@@ -64,6 +64,8 @@ UNCLAIMED_WAIT = 0.1
 """Seconds that an offer is held for a socket that nobody has asked about yet."""
 RETRY_FIRST = 0.0005
 """Seconds until the second look for the client's name; each next one takes twice."""
+RETRY_MOST = 0.032
+"""Longest time in seconds between two looks."""
 SERVER_SHARE = 0.5
 """Part of ``Config.discovery_wait`` after which a server gives up."""
 
@@ -465,7 +467,7 @@ class Offer:
             return
         # We may see the connection before the client's connect() has returned.
         self._retry = self._loop.call_later(self._delay, self._look)
-        self._delay *= 2
+        self._delay = min(self._delay * 2, RETRY_MOST)
 
     def _peer_is_local(self) -> bool:
         try:

@@ -69,10 +69,16 @@ def tracked_files() -> tuple[str, ...]:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
     if done.returncode == 0:
         names = done.stdout.decode().split("\0")
-    else:  # an unpacked sdist: no git, and no caches of ours either
-        names = [str(path.relative_to(ROOT)) for path in ROOT.rglob("*")]
-        names = [name for name in names if not name.startswith((".venv", "."))]
+    else:  # an unpacked sdist, or somebody else's checkout
+        paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
+        names = [str(path) for path in paths if not _is_by_product(path)]
     return tuple(sorted(name for name in set(names) if (ROOT / name).is_file()))
+
+
+def _is_by_product(path: Path) -> bool:
+    parts = set(path.parts)
+    hidden = {part for part in parts if part.startswith(".")} - {".ci", ".gitignore"}
+    return bool(hidden or parts & {"__pycache__", "build", "dist", "coverage.json"})
 
 
 def python_files(*prefixes: str) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import tomllib
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_WIDTH = 300
+"""Characters of a line on what is missing; coverage.json has the rest."""
 
 
 @dataclass(slots=True)
@@ -138,7 +141,11 @@ def check(report_path: Path, pyproject: Path) -> tuple[bool, list[str]]:
     packages = measure(report, read_bars(pyproject))
     lines = [str(package) for package in packages]
     low = [package for package in packages if not package.good]
-    lines += [f"  {line}" for package in low for line in package.missing]
+    lines += [
+        textwrap.shorten(line, MAX_WIDTH, placeholder=" ...")
+        for package in low
+        for line in package.missing
+    ]
     return not low, lines
 
 

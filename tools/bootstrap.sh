@@ -44,7 +44,7 @@ find_python() {
 
 install_venv_module() {
     say "Installing python3-venv ..."
-    export DEBIAN_FRONTEND=noninteractive
+    export DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes
     apt-get update -qq && apt-get install -y -qq python3 python3-venv >/dev/null
 }
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import dataclasses
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import doc_tables
+from pysmc.cli import SUBCOMMANDS
 from pysmc.config import Config
 from pysmc.reasons import REASONS
 
@@ -59,3 +62,15 @@ def test_examples_are_python(page: str) -> None:
 def test_variables_that_are_named_exist(page: str) -> None:
     names = {name.upper() for name in FIELDS}
     assert set(VARIABLE.findall(read(page))) - names == set()
+
+
+@pytest.mark.parametrize("subcommand", SUBCOMMANDS)
+def test_every_option_of_the_command_line_is_documented(subcommand: str) -> None:
+    sections = re.split(r"^## ", read("docs/reference/cli.md"), flags=re.MULTILINE)
+    (section,) = (text for text in sections if text.startswith(f"{subcommand}\n"))
+    parser = argparse.ArgumentParser(add_help=False)
+    import_module(f"pysmc.cli.{subcommand}").add_arguments(parser)
+    missing = [
+        o for o in re.findall(r"--[a-z]+", parser.format_help()) if o not in section
+    ]
+    assert missing == []

@@ -201,12 +201,12 @@ def _print_report(report: dict[str, Any]) -> None:
     machine = report["machine"]
     print(
         f"Python {machine['python']}, Linux {machine['kernel']},"
-        f" {machine['cpus']} CPUs, placement {report['placement']}, {report['rounds']} rounds"
+        f" {machine['cpus']} CPUs, placement {report['placement']},"
+        f" {report['rounds']} rounds"
     )
     print(f"{'':<20}{'':<14}{'median':>12}   times better than {BASE} (range)")
     for row in report["cells"]:
         low, high = row["times_better_range"]
-        print(
-            f"{row['cell']:<20}{row['config']:<14}"
-            f"{row['median']:>8.2f} {row['unit']:<4}  {row['times_better']:.2f} ({low:.2f} to {high:.2f})"
-        )
+        figure = f"{row['median']:>8.2f} {row['unit']:<4}"
+        ratio = f"{row['times_better']:.2f} ({low:.2f} to {high:.2f})"
+        print(f"{row['cell']:<20}{row['config']:<14}{figure}  {ratio}")

@@ -3,3 +3,45 @@
 `base` is the contract; `shm`, `sim` and later `verbs` fulfil it. A fabric knows nothing
 of SMC-R's messages. Kernel counterpart: smc_ib.c.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pysmc.errors import FabricUnavailable
+
+if TYPE_CHECKING:
+    from pysmc.config import Config
+    from pysmc.fabric.base import Device, UpdateCodec
+
+__all__ = ["open_device"]
+
+
+def open_device(
+    name: str, *, peer_id: bytes, config: Config, codec: UpdateCodec
+) -> Device:
+    """Open the device of a fabric.
+
+    Args:
+        name: "shm" or "verbs". A "sim" device belongs to a network and comes from
+            `pysmc.fabric.sim.SimNetwork.device`.
+        peer_id: 8 bytes, unique for this process and loop.
+        config: Who may share memory, and which RDMA device to use.
+        codec: For fabrics whose updates travel as bytes; shm has no use for it.
+
+    Raises:
+        FabricUnavailable: There is no such device here; the text says what is missing.
+        FabricError: Status ``NO_MEMORY``: there is, but no descriptors are left.
+    """
+    del codec
+    if name == "shm":
+        from pysmc.fabric.shm import ShmDevice
+
+        return ShmDevice(peer_id, allowed_uids=config.allowed_uids)
+    reasons = {
+        "verbs": "this fabric is not built yet; use shm between processes of one host",
+        "sim": "a simulated device belongs to a network: use SimNetwork.device()",
+    }
+    reason = reasons.get(name, f"there is no fabric {name!r}; there are shm and verbs")
+    operation = f"open the {name} fabric"
+    raise FabricUnavailable(operation, "UNAVAILABLE", reason)

@@ -11,7 +11,7 @@ Rules that hold for every fabric; `pysmc.testing.conformance` checks them:
   receiver sees an update, every write posted before it is in memory.
 * **Publish.** A fabric may deliver every update or only the newest one of each
   connection. A later update replaces an earlier one completely. An update never
-  overtakes the writes or the updates posted before it.
+  overtakes the writes or the updates posted before it. The newest may be seen twice.
 * **Every publish completes**, at once (`QueuePair.publish` returns True) or by a
   completion of kind PUBLISH, unless the queue pair goes down first.
 * **Data is taken before a post returns**: the caller may reuse its buffer. The caller
@@ -23,7 +23,8 @@ Rules that hold for every fabric; `pysmc.testing.conformance` checks them:
   `Device.arm` returned True after the last `poll`. The order is: poll until empty, arm,
   and when arm says False poll again.
 * **Nothing blocks**, and no method calls back.
-* **Fork.** In a forked child every method but ``close`` raises `pysmc.errors.ForkedError`.
+* **Fork.** In a forked child every method but ``close`` raises
+  `pysmc.errors.ForkedError`.
 
 Reference: RFC 7609 sections 2.1 and 4; kernel counterparts: smc_ib.c, smc_wr.c.
 """
@@ -31,10 +32,12 @@ Reference: RFC 7609 sections 2.1 and 4; kernel counterparts: smc_ib.c, smc_wr.c.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "Completion",
@@ -208,7 +211,11 @@ class QueuePair(ABC):
             rkey: The peer's region of this connection; selects the mailbox in fabrics
                 that have mailboxes.
             wr_id: Comes back in the PUBLISH completion (a whole number from 0).
-            sequence: See `Update`, as are the others.
+            sequence: See `Update`, as for the others.
+            alert_token: See `Update`.
+            producer: See `Update`.
+            consumer: See `Update`.
+            flags: See `Update`.
 
         Returns:
             True when it completed at once.

@@ -62,9 +62,14 @@ choose_python() {
     exit 1
 }
 
-# A moved checkout or an upgraded interpreter leaves an environment that is dead.
-if ! "$venv/bin/python" -c 'import pip, sys; raise SystemExit(sys.version_info < (3, 11))' \
-    2>/dev/null; then
+# Dead after the checkout was moved (scripts name their interpreter by its full path)
+# or after that interpreter was removed or replaced.
+environment_works() {
+    grep -qF "$(pwd -P)/$venv/bin/" "$venv/bin/pip" 2>/dev/null &&
+        "$venv/bin/python" -c 'import pip' 2>/dev/null && new_enough "$venv/bin/python"
+}
+
+if ! environment_works; then
     choose_python
     say "Making $venv with $python ..."
     "$python" -m venv --clear "$venv"

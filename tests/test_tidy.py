@@ -73,12 +73,14 @@ TEXT_SUFFIXES = {
 def tracked_files() -> tuple[str, ...]:
     """List what git knows, or would take up, as paths relative to the root."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if done.returncode == 0:
-        names = done.stdout.decode().split("\0")
-    else:  # an unpacked sdist, or somebody else's checkout
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        # No git, an unpacked sdist, or a checkout that belongs to somebody else.
         paths = (path.relative_to(ROOT) for path in ROOT.rglob("*"))
         names = [str(path) for path in paths if not _is_by_product(path)]
+    else:
+        names = done.stdout.decode().split("\0")
     return tuple(sorted(name for name in set(names) if (ROOT / name).is_file()))
 
 

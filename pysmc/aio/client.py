@@ -1,0 +1,157 @@
+"""`open_connection` on any running loop.
+
+On our own loop it is asyncio's. On a foreign one it connects by public calls of the
+loop, negotiates, and then makes our transport or lets the loop make its own on the same
+socket. Decides which addresses are tried and in which order; the rest is
+`pysmc.aio.negotiation`.
+
+Source: the asyncio documentation, "Streams"; kernel counterpart: af_smc.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+from typing import TYPE_CHECKING, Any
+
+from pysmc.aio.driver import NOT_MARKED, is_tcp
+from pysmc.aio.negotiation import negotiate_client
+from pysmc.aio.streams import (
+    SmcStreamWriter,
+    foreign_driver,
+    refuse_tls,
+    uses_own_loop,
+)
+from pysmc.aio.transport import SmcTransport
+from pysmc.reasons import Reason
+
+if TYPE_CHECKING:
+    from pysmc.aio.driver import Driver
+    from pysmc.config import Config
+    from pysmc.discovery import Mark
+
+__all__ = ["open_connection"]
+
+STREAM_LIMIT = 2**16
+"""asyncio's own default of the reader's buffer in bytes."""
+
+
+async def open_connection(
+    host: str | None = None,
+    port: int | str | None = None,
+    *,
+    limit: int = STREAM_LIMIT,
+    config: Config | None = None,
+    **kwargs: Any,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Open a stream, over SMC-R where the peer can, on any running loop.
+
+    Args:
+        host: Name or numeric address.
+        port: Port number or service name.
+        limit: The reader's buffer in bytes.
+        config: How to take part; from the environment by default. On a pysmc loop it
+            is the loop's.
+        **kwargs: On a pysmc loop everything that asyncio.open_connection takes; on a
+            foreign one family, proto, flags, local_addr and sock.
+
+    Returns:
+        Reader and writer; ``writer.get_extra_info("smc")`` is a `ConnectionInfo`.
+
+    Raises:
+        Declined: SMC-R is required and not possible.
+        HandshakeTimeout: The peer speaks SMC, but did not answer in time.
+        NotImplementedError: ssl= on a foreign loop.
+        OSError: The connection could not be made.
+    """
+    if uses_own_loop(config):
+        return await asyncio.open_connection(host, port, limit=limit, **kwargs)
+    refuse_tls(kwargs.pop("ssl", None))
+    loop = asyncio.get_running_loop()
+    driver = await foreign_driver(config)
+    sock, found = await _connect(driver, host, port, **kwargs)
+    outcome = await negotiate_client(driver, sock, found)
+    reader = asyncio.StreamReader(limit=limit, loop=loop)
+    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+    transport: Any
+    if outcome.negotiation is None:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+    else:
+        waiter = loop.create_future()
+        transport = SmcTransport(driver, sock, protocol, outcome, waiter=waiter)
+        try:
+            await waiter
+        except BaseException:
+            transport.close()
+            raise
+    writer = SmcStreamWriter(transport, protocol, reader, loop, outcome.info)
+    return reader, writer
+
+
+async def _connect(
+    driver: Driver,
+    host: str | None,
+    port: int | str | None,
+    *,
+    sock: socket.socket | None = None,
+    family: int = 0,
+    proto: int = 0,
+    flags: int = 0,
+    local_addr: tuple[str, int] | None = None,
+) -> tuple[socket.socket, Mark | Reason]:
+    if sock is not None:
+        if host is not None or port is not None:
+            message = "host/port and sock can not be specified at the same time"
+            raise ValueError(message)
+        sock.setblocking(False)  # noqa: FBT003
+        return sock, NOT_MARKED
+    if host is None and port is None:
+        message = "host and port was not specified and no sock specified"
+        raise ValueError(message)
+    loop = driver.loop
+    resolve = functools.partial(
+        loop.getaddrinfo,
+        family=family,
+        type=socket.SOCK_STREAM,
+        proto=proto,
+        flags=flags,
+    )
+    there = await resolve(host, port)
+    here = [] if local_addr is None else await resolve(*local_addr)
+    errors: list[OSError] = []
+    for info in there:
+        try:
+            return await _connect_to(driver, info, here)
+        except OSError as error:
+            errors.append(error)
+    if not errors:
+        message = "getaddrinfo() returned empty list"
+        raise OSError(message)
+    if len({str(error) for error in errors}) == 1:
+        raise errors[0]
+    message = f"Multiple exceptions: {', '.join(str(error) for error in errors)}"
+    raise OSError(message)
+
+
+async def _connect_to(
+    driver: Driver, info: Any, here: list[Any]
+) -> tuple[socket.socket, Mark | Reason]:
+    family, kind, proto, _, address = info
+    sock = socket.socket(family, kind, proto)
+    found: Mark | Reason | None = None
+    try:
+        sock.setblocking(False)  # noqa: FBT003
+        local = next((entry[4] for entry in here if entry[0] == family), None)
+        if local is not None:
+            sock.bind(local)
+        found = driver.prepare(sock, address) if is_tcp(sock) else NOT_MARKED
+        await driver.loop.sock_connect(sock, address)
+    except BaseException:
+        if found is not None and not isinstance(found, Reason):
+            driver.discovery.settle_tcp(found)
+        sock.close()
+        raise
+    if not isinstance(found, Reason):
+        driver.discovery.connected(found)
+    return sock, found

@@ -1,0 +1,111 @@
+"""Every private name of CPython's asyncio that this room relies on, in one table.
+
+What is not listed here is public. A test looks each name up on every Python that it
+finds, so that a new version cannot take one away unnoticed. Differences between the
+versions are evened out here too, and nowhere else.
+
+Source: asyncio/selector_events.py, base_events.py, sslproto.py and transports.py of
+CPython 3.11 to 3.13.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from asyncio import base_events, constants, transports, trsock
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import socket
+
+__all__ = [
+    "PRIVATE_NAMES",
+    "FlowControlMixin",
+    "attach",
+    "detach",
+    "sendfile_by_fallback",
+    "transport_socket",
+]
+
+PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
+    # Overridden: where a transport is made, and where a listener starts and stops.
+    "asyncio.SelectorEventLoop._create_connection_transport": (
+        "self", "sock", "protocol_factory", "ssl", "server_hostname",
+    ),
+    "asyncio.SelectorEventLoop._accept_connection2": (
+        "self", "protocol_factory", "conn", "extra", "sslcontext", "server",
+    ),
+    "asyncio.SelectorEventLoop._make_socket_transport": (
+        "self", "sock", "protocol", "waiter", "extra", "server",
+    ),
+    "asyncio.SelectorEventLoop._make_ssl_transport": (
+        "self", "rawsock", "protocol", "sslcontext", "waiter", "extra", "server",
+    ),
+    "asyncio.SelectorEventLoop._start_serving": ("self", "protocol_factory", "sock"),
+    "asyncio.SelectorEventLoop._stop_serving": ("self", "sock"),
+    # Called: a server counts its transports.
+    "asyncio.base_events.Server._attach": ("self",),
+    "asyncio.base_events.Server._detach": ("self",),
+    # Derived from: loop.sendfile demands it of a transport.
+    "asyncio.transports._FlowControlMixin._maybe_pause_protocol": ("self",),
+    "asyncio.transports._FlowControlMixin._maybe_resume_protocol": ("self",),
+    "asyncio.transports._FlowControlMixin._set_write_buffer_limits": (
+        "self", "high", "low",
+    ),
+    "asyncio.constants._SendfileMode.FALLBACK": (),
+    # TLS over any transport.
+    "asyncio.sslproto.SSLProtocol": (
+        "self", "loop", "app_protocol", "sslcontext", "waiter", "server_side",
+        "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
+    ),
+    "asyncio.trsock.TransportSocket": ("self", "sock"),
+}  # fmt: skip
+"""Dotted name to the parameters that we rely on (more may exist)."""
+
+if TYPE_CHECKING:
+
+    class FlowControlMixin(asyncio.Transport):
+        """Write limits with pause_writing and resume_writing."""
+
+        _extra: dict[str, Any]
+        _loop: asyncio.AbstractEventLoop
+
+        def __init__(
+            self, extra: dict[str, Any] | None, loop: asyncio.AbstractEventLoop
+        ) -> None: ...
+        def _maybe_pause_protocol(self) -> None: ...
+        def _maybe_resume_protocol(self) -> None: ...
+
+else:
+    FlowControlMixin = transports._FlowControlMixin  # noqa: SLF001
+
+# From 3.13 a server keeps its transports, before it only counted them.
+_SERVER_KEEPS_TRANSPORTS = (
+    len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]  # noqa: SLF001
+)
+
+
+def attach(server: Any, transport: asyncio.Transport) -> None:
+    """Tell a server that a transport of it lives."""
+    if _SERVER_KEEPS_TRANSPORTS:
+        server._attach(transport)  # noqa: SLF001
+    else:
+        server._attach()  # noqa: SLF001
+
+
+def detach(server: Any, transport: asyncio.Transport) -> None:
+    """Tell a server that a transport of it has ended."""
+    if _SERVER_KEEPS_TRANSPORTS:
+        server._detach(transport)  # noqa: SLF001
+    else:
+        server._detach()  # noqa: SLF001
+
+
+def transport_socket(sock: socket.socket) -> Any:
+    """Wrap a socket as ``get_extra_info("socket")`` gives it."""
+    return trsock.TransportSocket(sock)
+
+
+def sendfile_by_fallback() -> Any:
+    """Give the mark by which loop.sendfile reads and writes blocks itself."""
+    return constants._SendfileMode.FALLBACK  # noqa: SLF001

@@ -1,0 +1,617 @@
+"""The pump: carries the core's orders out, brings answers and the fabric's news back.
+
+One `Driver` serves one loop. It owns discovery, the devices and the core's `Endpoint`,
+decides when they are made (as late as possible: a loop that only talks TCP opens none)
+and in which order they end. It knows neither bytes nor the application.
+
+* Whatever called the endpoint, except on a connection's data path, ends in `settle`:
+  orders are carried out until there are none, then the news is told, then one timer is
+  armed.
+* Completions are processed until the device has none, then it is armed; what came
+  before the end of a link is therefore always processed before it.
+* In a forked child everything but closing descriptors is refused.
+
+Reference: RFC 7609 section 3.5; kernel counterparts: smc_core.c, smc_wr.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import resource
+import socket
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
+from pysmc.aio.negotiation import Outcome
+from pysmc.core import actions
+from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
+from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
+from pysmc.discovery import Discovery
+from pysmc.errors import Declined, FabricError, ForkedError
+from pysmc.fabric import open_device
+from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status, UpdateCodec
+from pysmc.info import ConnectionInfo
+from pysmc.reasons import Reason, reason
+from smcproto import cdc
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable, Iterator
+
+    from pysmc.aio.transport import SmcTransport
+    from pysmc.config import Config
+    from pysmc.core.actions import Action
+    from pysmc.core.connection import Connection
+    from pysmc.core.link import Link
+    from pysmc.core.rmb import Rmb
+    from pysmc.discovery import Announcement, Mark
+    from pysmc.fabric.base import Completion, Device, QueuePair
+
+__all__ = ["Driver"]
+
+log = logging.getLogger("pysmc")
+
+NOT_MARKED = reason("NOT_MARKED", "local")
+
+INET = frozenset({socket.AF_INET, socket.AF_INET6})
+ROUNDS_MAX = 64
+"""Polls of one pump; more completions wait for the loop's next turn."""
+
+_FINAL = News.CLOSED | News.ABORTED
+_CODEC = UpdateCodec(
+    pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
+)
+
+_living: weakref.WeakSet[Driver] = weakref.WeakSet()
+
+
+def _refuse_in_child() -> None:
+    for driver in list(_living):
+        driver.disown()
+
+
+os.register_at_fork(after_in_child=_refuse_in_child)
+
+
+class Driver:
+    """Everything of SMC-R that belongs to one loop.
+
+    Args:
+        loop: The loop; it need not run yet.
+        config: How to take part.
+        watch: Is told of every device that was opened, and makes sure that `pump` runs
+            when it has completions. None registers a reader with the loop, as any loop
+            allows; only then does the driver arm the devices itself.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        watch: Callable[[Driver, Device], None] | None = None,
+    ) -> None:
+        self.loop = loop
+        self.config = config
+        self.discovery = Discovery(loop, config)
+        self.unavailable: dict[str, str] = {}
+        """Fabrics that could not be opened, with what is missing."""
+        self.no_device: Reason | None = None
+        """Why no fabric could be opened; None when one was, or none was tried."""
+        self.transports: set[SmcTransport] = set()
+        self.is_forked = False
+        self.is_closed = False
+        self.up: set[QueuePair] = set()
+        """Queue pairs that are connected; looking at memory is of use only then."""
+        self._watch = watch
+        self._devices: dict[str, Device] = {}
+        self._links: dict[QueuePair, Link] = {}
+        self._endpoint: Endpoint | None = None
+        self._negotiations = 0
+        self._settling = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        self._tcp_outcomes: dict[tuple[str, Reason], Outcome] = {}
+        self._orders: dict[type, Callable[[Any], None]] = {
+            actions.SendClc: self._send_clc,
+            actions.CheckTcp: self._check_tcp,
+            actions.CreateQueuePair: self._create_pair,
+            actions.ConnectQueuePair: self._connect_pair,
+            actions.CloseQueuePair: self._close_pair,
+            actions.CloseGroup: self._close_group,
+            actions.RegisterMemory: self._register,
+            actions.ClearMemory: self._clear,
+            actions.DeregisterMemory: self._deregister,
+            actions.PostSend: self._post_send,
+            actions.PublishUpdate: self._publish_update,
+        }
+        _living.add(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else f"links={len(self.up)}"
+        return f"<Driver {state} fabrics={list(self._devices)}>"
+
+    def time(self) -> float:
+        """Tell the time as the core knows it, in seconds."""
+        return time.monotonic()
+
+    # Who may use it
+
+    def check_owner(self) -> None:
+        """Refuse a forked child.
+
+        Raises:
+            ForkedError: This process is a child of the one that made the loop.
+        """
+        if self.is_forked:
+            self.refuse()
+
+    def refuse(self) -> NoReturn:
+        """Raise the error of a forked child."""
+        message = (
+            "this loop and its connections belong to the parent process; "
+            "make a new loop after fork()"
+        )
+        raise ForkedError(message)
+
+    def disown(self) -> None:
+        """In a forked child: let every later use raise, and touch nothing."""
+        self.is_forked = True
+        for transport in list(self.transports):
+            transport.disown()
+
+    # What the application is told
+
+    def has_room(self) -> bool:
+        """Whether another negotiation may begin."""
+        return self._negotiations < self.config.max_handshakes
+
+    def limit_reason(self) -> Reason:
+        """Say that no further negotiation may begin."""
+        limit = self.config.max_handshakes
+        return reason("LIMIT", "local", f"max_handshakes is {limit}.")
+
+    @contextlib.contextmanager
+    def negotiating(self) -> Iterator[None]:
+        """Count a negotiation while it lasts."""
+        self.check_owner()
+        self._negotiations += 1
+        try:
+            yield
+        finally:
+            self._negotiations -= 1
+
+    def on_tcp(self, role: str, why: Reason | None) -> Outcome:
+        """Give the outcome of a connection that is plain TCP.
+
+        Raises:
+            Declined: SMC-R is required.
+        """
+        assert why is not None, "plain TCP always has a reason"
+        if self.config.fallback == "require":
+            raise Declined(why)
+        outcome = self._tcp_outcomes.get((role, why))
+        if outcome is None:
+            info = ConnectionInfo(
+                mode="tcp", role="client" if role == "client" else "server", reason=why
+            )
+            outcome = Outcome(info)
+            # Reasons that name addresses or waits would otherwise pile up.
+            if len(self._tcp_outcomes) < 64:
+                self._tcp_outcomes[role, why] = outcome
+        return outcome
+
+    def info_of(self, connection: Connection, role: str) -> ConnectionInfo:
+        """Describe a connection on SMC-R."""
+        group, link = connection.group, connection.link
+        assert link.remote is not None, "an established connection has a peer"
+        return ConnectionInfo(
+            mode="smcr",
+            role="client" if role == "client" else "server",
+            version=group.version,
+            fabric=group.fabric,
+            link_group=group.number,
+            links=tuple(link.number for link in group.links if link.is_active),
+            eid=group.eid,
+            local_gid=str(ipaddress.IPv6Address(link.local.gid)),
+            peer_gid=str(ipaddress.IPv6Address(link.remote.gid)),
+            rmbe_bytes=connection.rmbe_bytes,
+            peer_rmbe_bytes=connection.peer_rmbe_bytes,
+        )
+
+    # Devices
+
+    @property
+    def devices(self) -> list[Device]:
+        """The devices that are open."""
+        return list(self._devices.values())
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The core; only after `open` found a device."""
+        assert self._endpoint is not None, "no fabric was opened"
+        return self._endpoint
+
+    def open(self) -> Reason | None:
+        """Open the fabrics of the configuration, once.
+
+        Returns:
+            Why no connection of ours can be SMC-R, None when it can.
+
+        Raises:
+            ForkedError: In a forked child.
+        """
+        self.check_owner()
+        if self._endpoint is not None:
+            return None
+        if self.no_device is None:
+            raise_descriptor_limit()
+            identity = Identity(new_peer_id(), host_name())
+            offers = [
+                offer
+                for name in self.config.fabrics
+                if (offer := self._open_device(name, identity.peer_id)) is not None
+            ]
+            if offers:
+                tokens = RandomTokens()
+                self._endpoint = Endpoint(identity, offers, self.config, tokens)
+                return None
+            missing = [f"{name}: {why}." for name, why in self.unavailable.items()]
+            self.no_device = reason("NO_DEVICE", "local", " ".join(missing))
+        return self.no_device
+
+    def _open_device(self, name: str, peer_id: bytes) -> FabricOffer | None:
+        try:
+            device = open_device(
+                name, peer_id=peer_id, config=self.config, codec=_CODEC
+            )
+        except FabricError as error:
+            self.unavailable[name] = error.detail or str(error)
+            log.warning("fabric %s is not available: %s", name, error)
+            return None
+        self._devices[name] = device
+        if self._watch is not None:
+            self._watch(self, device)
+        else:
+            self.loop.add_reader(device.fileno(), self.pump_armed, device)
+            if not device.arm():
+                self.loop.call_soon(self.pump_armed, device)
+        eids = (device.eid,) if device.eid else self.config.ueids
+        return FabricOffer(name, eids, device.gid, device.mac, device.mtu_code)
+
+    # Listeners and sockets
+
+    def announce(self, listener: socket.socket) -> Announcement | None:
+        """Let clients know of a listener, if any of its connections can be SMC-R."""
+        self.check_owner()
+        if not is_tcp(listener) or not self.config.fabrics or self.open() is not None:
+            return None
+        return self.discovery.announce(listener)
+
+    def inspect(self, conn: socket.socket) -> Reason | None:
+        """Look at an accepted connection: None when `negotiate_server` is worth it."""
+        if self.no_device is not None:
+            return self.no_device
+        found = self.discovery.inspect(conn)
+        if isinstance(found, Reason):
+            return found
+        if not self.has_room():
+            return self.limit_reason()
+        return self.open()
+
+    def prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
+        """Look for SMC before a socket connects; follow with `connected`."""
+        self.check_owner()
+        found = self.discovery.prepare(sock, address)
+        if isinstance(found, Reason):
+            return found
+        why = self.open()
+        if why is None and not self.has_room():
+            why = self.limit_reason()
+        if why is not None:
+            self.discovery.settle_tcp(found)
+            return why
+        return found
+
+    # The pump
+
+    def pump_armed(self, device: Device) -> None:
+        """Pump, then arm: for loops whose selector does not know of devices."""
+        if self.is_closed or self.is_forked:
+            return
+        device.disarm()
+        self.pump(device)
+        if not self.is_closed and not device.arm():
+            self.loop.call_soon(self.pump_armed, device)
+
+    def pump(self, device: Device) -> None:
+        """Process what has completed on a device, up to a bound."""
+        poll, take = device.poll, self._take_completions
+        for _ in range(ROUNDS_MAX):
+            if self.is_closed:
+                return
+            batch = poll()
+            if not batch:
+                return
+            take(batch)
+
+    def _take_completions(self, batch: list[Completion]) -> None:
+        links, endpoint = self._links, self.endpoint
+        now = time.monotonic()
+        rest = iter(batch)
+        try:
+            for completion in rest:
+                pair = completion.queue_pair
+                if pair not in links:
+                    continue
+                if completion.kind is CompletionKind.UPDATE:
+                    link = links[pair]
+                    found = endpoint.receive_update(link, completion.payload, now)
+                    if found is not None:
+                        connection, news = found
+                        connection.handle.receive_news(news)
+                        if news & _FINAL:
+                            endpoint.reap(connection, now)
+                            self.settle()
+                elif completion.kind is CompletionKind.PUBLISH:
+                    self._take_publish(links[pair], completion.wr_id)
+                else:
+                    self._take_control(links[pair], completion, now)
+                    self.settle()
+        finally:
+            # The rest must not be lost because one of them met an error of ours.
+            left = list(rest)
+            if left and not self.is_closed:
+                self.loop.call_soon(self._take_completions, left)
+
+    def _take_publish(self, link: Link, token: int) -> None:
+        connection = self.endpoint.connection_of(link, token)
+        if connection is not None:
+            news = connection.publish_completed()
+            if news:
+                connection.handle.receive_news(news)
+
+    def _take_control(self, link: Link, completion: Completion, now: float) -> None:
+        endpoint, status = self.endpoint, completion.status
+        detail = completion.payload
+        match completion.kind:
+            case CompletionKind.RECEIVE:
+                endpoint.receive_message(link, completion.payload, now)
+            case CompletionKind.CONNECTED if status is Status.SUCCESS:
+                self.up.add(completion.queue_pair)
+                endpoint.pair_connected(link, now)
+            case CompletionKind.CONNECTED:
+                endpoint.pair_failed(link, status.value, detail or "", now)
+            case CompletionKind.DOWN:
+                self.up.discard(completion.queue_pair)
+                endpoint.link_down(link, status.value, detail or "", now)
+
+    # The core's orders
+
+    def settle(self) -> None:
+        """Carry out the core's orders, tell its news, arm the timer.
+
+        Calls from within are left to the outermost one.
+        """
+        if self._settling or self._endpoint is None:
+            return
+        endpoint = self._endpoint
+        self._settling = True
+        try:
+            while True:
+                ordered = endpoint.take_actions()
+                events = endpoint.take_events()
+                if not ordered and not events:
+                    break
+                for event in events:
+                    if type(event) is ConnectionLost:
+                        # Its memory goes with the orders; what arrived is still owed.
+                        event.connection.handle.salvage()
+                self._carry_out(ordered)
+                for event in events:
+                    self._tell(event)
+        finally:
+            self._settling = False
+        self._arm_timer()
+
+    def _carry_out(self, ordered: list[Action]) -> None:
+        orders = self._orders
+        for action in ordered:
+            orders[type(action)](action)
+
+    def _tell(self, event: Any) -> None:
+        match event:
+            case Established(handshake, connection):
+                handshake.handle.established(connection)
+            case FellBack(handshake, why):
+                handshake.handle.fell_back(why)
+            case Failed(handshake, error):
+                handshake.handle.failed(error)
+            case ConnectionLost(connection, error):
+                connection.handle.lose(error)
+
+    def _arm_timer(self) -> None:
+        endpoint = self._endpoint
+        if endpoint is None or self.is_closed:
+            return
+        when = endpoint.next_timer()
+        if self._timer is not None:
+            # A timer that rings too early asks again; only a later one is too late.
+            if when is None or self._timer_due <= when:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if when is not None:
+            self._timer_due = when
+            delay = max(0.0, when - time.monotonic())
+            self._timer = self.loop.call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self.is_closed or self.is_forked:
+            return
+        self.endpoint.handle_timer(time.monotonic())
+        self.settle()
+        self._arm_timer()
+
+    def _send_clc(self, action: actions.SendClc) -> None:
+        action.handshake.handle.send(action.data)
+
+    def _check_tcp(self, action: actions.CheckTcp) -> None:
+        action.handshake.handle.check_tcp()
+
+    def _create_pair(self, action: actions.CreateQueuePair) -> None:
+        link = action.link
+        group = link.group
+        try:
+            if group.handle is None:
+                group.handle = self._devices[group.fabric].create_domain()
+            pair = group.handle.create_queue_pair()
+        except FabricError as error:
+            status, detail = error.status, error.detail
+            self.endpoint.pair_failed(link, status, detail, self.time())
+            return
+        link.handle = pair
+        self._links[pair] = link
+        self.endpoint.pair_created(link, pair.number, self.time())
+
+    def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
+        link, remote = action.link, action.remote
+        there = RemoteQueuePair(
+            peer_id=remote.peer_id,
+            gid=remote.gid,
+            mac=remote.mac,
+            number=remote.qp_number,
+            psn=remote.psn,
+            mtu_code=remote.mtu_code,
+        )
+        try:
+            link.handle.connect(there, link.local.psn, passive=action.passive)
+        except FabricError as error:
+            status, detail = error.status, error.detail
+            self.endpoint.pair_failed(link, status, detail, self.time())
+            return
+        self.endpoint.pair_connecting(link, self.time())
+
+    def _close_pair(self, action: actions.CloseQueuePair) -> None:
+        pair = action.link.handle
+        if pair is not None and self._links.pop(pair, None) is not None:
+            self.up.discard(pair)
+            pair.flush()
+            pair.close()
+
+    def _close_group(self, action: actions.CloseGroup) -> None:
+        if action.group.handle is not None:
+            action.group.handle.close()
+
+    def _register(self, action: actions.RegisterMemory) -> None:
+        rmb: Rmb = action.rmb
+        try:
+            region = rmb.group.handle.register(rmb.length)
+        except FabricError as error:
+            self.endpoint.memory_failed(rmb, error.status, error.detail, self.time())
+            return
+        rmb.handle = region
+        rkey = region.rkey_on(rmb.group.links[0].handle)
+        self.endpoint.memory_registered(rmb, region.virtual_address, rkey, self.time())
+
+    def _clear(self, action: actions.ClearMemory) -> None:
+        action.rmb.handle.clear()
+
+    def _deregister(self, action: actions.DeregisterMemory) -> None:
+        if action.rmb.handle is not None:
+            action.rmb.handle.close()
+
+    def _post_send(self, action: actions.PostSend) -> None:
+        pair = action.link.handle
+        pair.post_send(action.payload)
+        pair.flush()
+
+    def _publish_update(self, action: actions.PublishUpdate) -> None:
+        self.publish(action.connection)
+
+    # The application's side of a connection
+
+    def publish(self, connection: Connection) -> None:
+        """Publish a connection's state if that is due."""
+        if not connection.update_due:
+            return
+        pair = connection.link.handle
+        try:
+            connection.published(
+                pair.publish(
+                    connection.remote_rkey,
+                    connection.alert_token,
+                    *connection.take_update(),
+                )
+            )
+            pair.flush()
+        except FabricError as error:
+            log.debug("%r: its peer could not be told: %s", connection, error)
+
+    def end(self, connection: Connection, *, abort: bool) -> None:
+        """Close or abort a connection, tell the peer, and give back what can be."""
+        if abort:
+            connection.abort()
+        else:
+            connection.close()
+        self.publish(connection)
+        self.endpoint.reap(connection, self.time())
+        self.settle()
+
+    # The end
+
+    def close(self) -> None:
+        """End everything: connections, links, devices, discovery. Idempotent."""
+        if self.is_closed:
+            return
+        if self.is_forked:
+            self._close_in_child()
+            return
+        for transport in list(self.transports):
+            transport.leave()
+        if self._endpoint is not None:
+            self._endpoint.shutdown(self.time())
+            self.settle()
+        self.is_closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for device in self._devices.values():
+            if self._watch is None and not self.loop.is_closed():
+                self.loop.remove_reader(device.fileno())
+            device.close()
+        self.discovery.close()
+        self._links.clear()
+        self.transports.clear()
+        _living.discard(self)
+
+    def _close_in_child(self) -> None:
+        self.is_closed = True
+        for device in self._devices.values():
+            device.close()
+        self.discovery.close()
+        _living.discard(self)
+
+
+def is_tcp(sock: socket.socket) -> bool:
+    """Tell whether a socket may carry a connection that SMC-R can take over."""
+    return sock.type == socket.SOCK_STREAM and sock.family in INET
+
+
+def raise_descriptor_limit() -> None:
+    """Raise the soft limit of open descriptors to the hard one.
+
+    A link takes descriptors beside those of TCP, and the usual soft limit of 1,024 was
+    made for programs that call select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError) as error:
+            log.debug("the limit of descriptors stays at %d: %s", soft, error)

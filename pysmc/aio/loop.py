@@ -1,0 +1,437 @@
+"""The event loop: asyncio's own, whose TCP connections move to SMC-R where they can.
+
+Decides where in a connection's life the two ways part: after the connect or accept, and
+before there is a transport. Everything else is the stock loop's, and so is the
+transport of every connection that stays on TCP.
+
+A connection that is not marked costs one system call at the client and one at the
+server, and no wait. A socket that the program uses itself (sock_recv, sock_sendall and
+so on) is settled as TCP at once, without making the peer wait.
+
+Source: asyncio/selector_events.py and base_events.py of CPython 3.11 to 3.13; the
+private names are listed in `pysmc.aio.cpython`. Kernel counterpart: af_smc.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from asyncio import sslproto
+from typing import TYPE_CHECKING, Any
+
+from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
+from pysmc.aio.negotiation import Outcome, negotiate_client, negotiate_server
+from pysmc.aio.selector import FabricSelector
+from pysmc.aio.transport import SmcTransport
+from pysmc.config import Config
+from pysmc.discovery.static import StaticPeers
+from pysmc.errors import Declined, HandshakeTimeout, SmcError
+from pysmc.reasons import Reason, reason
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Coroutine
+
+    from pysmc.discovery import Announcement, Mark
+    from pysmc.fabric.base import Device
+
+__all__ = ["Loop", "log_lost", "new_event_loop", "run"]
+
+log = logging.getLogger("pysmc")
+
+USED_RAW = reason("NOT_MARKED", "local", "The program used the socket itself before.")
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """asyncio's selector loop with SMC-R beneath its TCP connections.
+
+    Args:
+        config: How to take part; from the environment by default.
+
+    Raises:
+        ValueError: A value of the configuration is not allowed.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        self.config = Config.from_env() if config is None else config
+        StaticPeers(self.config.peers)  # complain now, not at the first connection
+        self._driver: Driver | None = None
+        # What discovery said about a socket that was connected here.
+        self._found: weakref.WeakKeyDictionary[socket.socket, Mark | Reason] = (
+            weakref.WeakKeyDictionary()
+        )
+        # Outcomes on their way from a negotiation to the transport that is made next.
+        self._outcomes: dict[socket.socket, Outcome] = {}
+        self._announcements: dict[int, Announcement] = {}
+        self._fabric_selector = FabricSelector(
+            self.config.busy_poll_us, self._has_links
+        )
+        super().__init__(self._fabric_selector)
+
+    @property
+    def driver(self) -> Driver:
+        """The driver; made on first use."""
+        driver = self._driver
+        if driver is None:
+            if self.is_closed():
+                message = "Event loop is closed"
+                raise RuntimeError(message)
+            driver = self._driver = Driver(self, self.config, self._watch_device)
+        return driver
+
+    def _has_links(self) -> bool:
+        return self._driver is not None and bool(self._driver.up)
+
+    def _watch_device(self, driver: Driver, device: Device) -> None:
+        self.add_reader(device.fileno(), driver.pump, device)
+        self._fabric_selector.add_device(device)
+
+    def close(self) -> None:
+        """Close the loop: peers are told, and every descriptor of ours is closed."""
+        driver = self._driver
+        if driver is not None and not self.is_running() and not self.is_closed():
+            for device in driver.devices:
+                self._fabric_selector.remove_device(device)
+                if not driver.is_forked:
+                    self.remove_reader(device.fileno())
+            for announcement in self._announcements.values():
+                announcement.close()
+            self._announcements.clear()
+            driver.close()
+        super().close()
+
+    # The client
+
+    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+        """Connect a socket, marked when a listener of pysmc is there.
+
+        Raises:
+            ForkedError: In a forked child.
+        """
+        if not is_tcp(sock):
+            return await super().sock_connect(sock, address)
+        found = await self._prepare(sock, address)
+        if isinstance(found, Reason):
+            await super().sock_connect(sock, address)
+            self._found[sock] = found
+            return None
+        discovery = self.driver.discovery
+        try:
+            await super().sock_connect(sock, address)
+        except BaseException:
+            discovery.settle_tcp(found)
+            raise
+        discovery.connected(found)
+        self._found[sock] = found
+        return None
+
+    async def _prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
+        found = self.driver.prepare(sock, address)
+        if isinstance(found, Reason) and found.name == "SETUP_MISSING":
+            # A host name, which only the direct caller of sock_connect gives.
+            numeric = await self._resolve(sock, address)
+            if numeric is not None:
+                return self.driver.prepare(sock, numeric)
+        return found
+
+    async def _resolve(self, sock: socket.socket, address: Any) -> Any:
+        """Find the numeric address that the stock loop will use for a host name."""
+        if not (isinstance(address, tuple) and isinstance(address[0], str)):
+            return None
+        try:
+            found = await self.getaddrinfo(
+                *address[:2], family=sock.family, type=sock.type, proto=sock.proto
+            )
+        except OSError:
+            return None  # the stock loop raises its own error
+        numeric = found[0][4]
+        return None if numeric[:2] == address[:2] else numeric
+
+    async def _create_connection_transport(
+        self,
+        sock: socket.socket,
+        protocol_factory: Any,
+        ssl: Any,
+        server_hostname: str | None,
+        server_side: bool = False,  # noqa: FBT001, FBT002  # asyncio's signature
+        **options: Any,
+    ) -> tuple[Any, Any]:
+        if is_tcp(sock):
+            driver = self.driver
+            driver.check_owner()
+            sock.setblocking(False)  # noqa: FBT003
+            if server_side:
+                self._outcomes[sock] = await self._settle_accepted(sock)
+            else:
+                found = self._found.pop(sock, NOT_MARKED)
+                if isinstance(found, Reason):
+                    try:
+                        self._outcomes[sock] = driver.on_tcp("client", found)
+                    except Declined:
+                        sock.close()
+                        raise
+                else:
+                    self._outcomes[sock] = await negotiate_client(driver, sock, found)
+        try:
+            return await super()._create_connection_transport(  # type: ignore[misc,no-any-return]
+                sock,
+                protocol_factory,
+                ssl,
+                server_hostname,
+                server_side=server_side,
+                **options,
+            )
+        finally:
+            if sock in self._outcomes:
+                self._drop_outcome(sock)
+
+    # The server
+
+    def _start_serving(
+        self, protocol_factory: Any, sock: socket.socket, *args: Any, **kwargs: Any
+    ) -> None:
+        if sock.fileno() not in self._announcements and is_tcp(sock):
+            announcement = self.driver.announce(sock)
+            if announcement is not None:
+                self._announcements[sock.fileno()] = announcement
+        super()._start_serving(protocol_factory, sock, *args, **kwargs)  # type: ignore[misc]
+
+    def _stop_serving(self, sock: socket.socket) -> None:
+        announcement = self._announcements.pop(sock.fileno(), None)
+        if announcement is not None:
+            announcement.close()
+        super()._stop_serving(sock)  # type: ignore[misc]
+
+    async def _accept_connection2(
+        self,
+        protocol_factory: Any,
+        conn: socket.socket,
+        extra: dict[str, Any],
+        sslcontext: Any = None,
+        server: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if is_tcp(conn):
+            try:
+                outcome = await self._settle_accepted(conn)
+            except (SmcError, OSError) as error:
+                log_lost(error, extra.get("peername"))
+                return
+            if outcome.negotiation is not None and _is_closed(server):
+                # Stock asyncio would find out when it makes the transport.
+                outcome.negotiation.drop()
+                conn.close()
+                return
+            self._outcomes[conn] = outcome
+        try:
+            await super()._accept_connection2(  # type: ignore[misc]
+                protocol_factory, conn, extra, sslcontext, server, *args, **kwargs
+            )
+        finally:
+            if conn in self._outcomes:
+                self._drop_outcome(conn)
+
+    async def _settle_accepted(self, conn: socket.socket) -> Outcome:
+        driver = self.driver
+        why = driver.inspect(conn)
+        if why is None:
+            return await negotiate_server(driver, conn)
+        try:
+            return driver.on_tcp("server", why)
+        except Declined:
+            conn.close()
+            raise
+
+    # Where transports are made
+
+    def _make_socket_transport(
+        self,
+        sock: socket.socket,
+        protocol: Any,
+        waiter: Any = None,
+        *,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        outcome = self._outcomes.pop(sock, None)
+        if outcome is not None:
+            if outcome.negotiation is not None:
+                return SmcTransport(
+                    self.driver,
+                    sock,
+                    protocol,
+                    outcome,
+                    waiter=waiter,
+                    extra=extra,
+                    server=server,
+                )
+            extra = {} if extra is None else extra
+            extra["smc"] = outcome.info
+        return super()._make_socket_transport(  # type: ignore[misc]
+            sock, protocol, waiter, extra=extra, server=server, **kwargs
+        )
+
+    def _make_ssl_transport(
+        self,
+        rawsock: socket.socket,
+        protocol: Any,
+        sslcontext: Any,
+        waiter: Any = None,
+        *,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+        extra: dict[str, Any] | None = None,
+        server: Any = None,
+        **timeouts: Any,
+    ) -> Any:
+        outcome = self._outcomes.pop(rawsock, None)
+        if outcome is not None and outcome.negotiation is not None:
+            tls = sslproto.SSLProtocol(
+                self,
+                protocol,
+                sslcontext,
+                waiter,
+                server_side,
+                server_hostname,
+                **timeouts,
+            )
+            SmcTransport(self.driver, rawsock, tls, outcome, extra=extra, server=server)
+            return tls._app_transport  # noqa: SLF001
+        if outcome is not None:
+            extra = {} if extra is None else extra
+            extra["smc"] = outcome.info
+        return super()._make_ssl_transport(  # type: ignore[misc]
+            rawsock,
+            protocol,
+            sslcontext,
+            waiter,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            extra=extra,
+            server=server,
+            **timeouts,
+        )
+
+    def _drop_outcome(self, sock: socket.socket) -> None:
+        """No transport took it: the protocol's factory raised."""
+        outcome = self._outcomes.pop(sock)
+        if outcome.negotiation is not None:
+            outcome.negotiation.drop()
+            sock.close()
+
+    # Sockets that the program uses itself
+
+    def _used_raw(self, sock: socket.socket) -> None:
+        found = self._found.get(sock)
+        if found is None or found is USED_RAW:
+            return
+        self._found[sock] = USED_RAW
+        if not isinstance(found, Reason):
+            self.driver.discovery.settle_tcp(found)
+
+    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
+        """Receive from a socket, which stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_recv(sock, nbytes)
+
+    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
+        """Receive into a buffer from a socket, which stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_recv_into(sock, buf)
+
+    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> Any:
+        """Receive a datagram, or bytes of a socket that stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_recvfrom(sock, bufsize)
+
+    async def sock_recvfrom_into(
+        self, sock: socket.socket, buf: Any, nbytes: int = 0
+    ) -> Any:
+        """Receive a datagram, or bytes of a socket that stays TCP, into a buffer."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_recvfrom_into(sock, buf, nbytes)
+
+    async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
+        """Send over a socket, which stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        await super().sock_sendall(sock, data)
+
+    async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
+        """Send a datagram, or bytes over a socket that stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_sendto(sock, data, address)
+
+    async def sock_sendfile(
+        self,
+        sock: socket.socket,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        fallback: bool | None = True,
+    ) -> int:
+        """Send a file over a socket, which stays TCP."""
+        if self._found:
+            self._used_raw(sock)
+        return await super().sock_sendfile(sock, file, offset, count, fallback=fallback)
+
+
+def _is_closed(server: Any) -> bool:
+    return server is not None and not server.sockets
+
+
+def log_lost(error: Exception, peer: Any) -> None:
+    """Say why an accepted connection never reached the application."""
+    level = (
+        logging.WARNING
+        if isinstance(error, HandshakeTimeout | Declined)
+        else logging.DEBUG
+    )
+    log.log(level, "connection from %s was closed: %s", peer, error)
+
+
+def new_event_loop(config: Config | None = None) -> Loop:
+    """Make a loop; a factory for asyncio.Runner, uvicorn's ``--loop`` and others.
+
+    Args:
+        config: How to take part; from the environment by default.
+
+    Raises:
+        ValueError: A value of the configuration is not allowed.
+    """
+    return Loop(config)
+
+
+def run(
+    main: Coroutine[Any, Any, Any],
+    *,
+    config: Config | None = None,
+    debug: bool | None = None,
+) -> Any:
+    """Run a coroutine on a new pysmc loop, as asyncio.run does on a stock one.
+
+    Args:
+        main: The program's coroutine.
+        config: How to take part; from the environment by default.
+        debug: asyncio's debug mode.
+
+    Returns:
+        What the coroutine returns.
+
+    Raises:
+        TypeError, ValueError: main is no coroutine (as asyncio of this version says).
+        RuntimeError: A loop runs already in this thread.
+    """
+    with asyncio.Runner(
+        debug=debug, loop_factory=lambda: new_event_loop(config)
+    ) as runner:
+        return runner.run(main)

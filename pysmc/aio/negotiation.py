@@ -1,0 +1,340 @@
+"""One TCP socket's way to a verdict: SMC-R, plain TCP on the same socket, or an error.
+
+Decides what happens to the socket: how many bytes may be taken from it, and who closes
+it. What the bytes mean is the core's business, whether CLC may be spoken at all is
+discovery's. Only public calls of the loop are used, so that it runs on every loop.
+
+* Exactly the bytes of CLC are read, never one more: what follows stays in the kernel
+  for the stock transport.
+* A reader stays on TCP until the hand-over, because a Decline may still come.
+* A verdict is given once. Whoever was cancelled before it took the verdict leaves
+  nothing behind: the connection is ended and the socket closed.
+
+Reference: RFC 7609 section 3.5.1; kernel counterparts: smc_clc.c, af_smc.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
+from pysmc.reasons import Reason
+
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+
+    from pysmc.aio.driver import Driver
+    from pysmc.core.connection import Connection
+    from pysmc.core.handshake import Handshake
+    from pysmc.discovery import Mark
+    from pysmc.info import ConnectionInfo
+
+__all__ = [
+    "Negotiation",
+    "Outcome",
+    "as_connection_error",
+    "negotiate_client",
+    "negotiate_server",
+]
+
+
+class Outcome(NamedTuple):
+    """How a negotiation ended when it did not fail."""
+
+    info: ConnectionInfo
+    """What the application is told."""
+    negotiation: Negotiation | None = None
+    """Holds the connection on SMC-R; None when the socket goes on as plain TCP."""
+
+
+async def negotiate_client(
+    driver: Driver, sock: socket.socket, found: Mark | Reason
+) -> Outcome:
+    """Take a connected socket to its verdict at the client.
+
+    Args:
+        driver: Of the running loop.
+        sock: Connected, non-blocking. Closed when this raises.
+        found: What discovery said before the connect.
+
+    Returns:
+        The outcome; on plain TCP the socket is untouched but for CLC bytes.
+
+    Raises:
+        Declined: SMC-R is required and not possible.
+        HandshakeTimeout: The peer speaks SMC, but did not answer in time.
+        ConnectionError: The connection was lost.
+    """
+    try:
+        if isinstance(found, Reason):
+            return driver.on_tcp("client", found)
+        with driver.negotiating():
+            verdict = await driver.discovery.wait_confirmed(found)
+            if not verdict.smc:
+                return driver.on_tcp("client", verdict.reason)
+            return await Negotiation(driver, sock, "client").run()
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
+    """Take an accepted socket, which discovery found worth asking, to its verdict.
+
+    Args:
+        driver: Of the running loop.
+        conn: Accepted, non-blocking. Closed when this raises.
+
+    Returns:
+        As `negotiate_client`.
+
+    Raises:
+        The same errors as `negotiate_client`.
+    """
+    try:
+        with driver.negotiating():
+            verdict = await driver.discovery.confirm(conn)
+            if not verdict.smc:
+                return driver.on_tcp("server", verdict.reason)
+            return await Negotiation(driver, conn, "server").run()
+    except BaseException:
+        conn.close()
+        raise
+
+
+class Negotiation:
+    """The handle of a handshake, and of its connection until a transport takes over.
+
+    Args:
+        driver: Of the running loop.
+        sock: The TCP socket; it stays the caller's.
+        role: "client" or "server".
+    """
+
+    __slots__ = (
+        "_driver",
+        "_handshake",
+        "_outbox",
+        "_reading",
+        "_result",
+        "_sock",
+        "_verdict",
+        "_writing",
+        "connection",
+        "error",
+        "role",
+    )
+
+    def __init__(self, driver: Driver, sock: socket.socket, role: str) -> None:
+        self._driver = driver
+        self._sock = sock
+        self.role = role
+        self.connection: Connection | None = None
+        self.error: SmcError | None = None
+        self._handshake: Handshake | None = None
+        self._outbox = b""
+        self._reading = False
+        self._writing = False
+        self._verdict: asyncio.Future[None] = driver.loop.create_future()
+        self._result: Reason | SmcError | None = None
+
+    async def run(self) -> Outcome:
+        """Shake hands.
+
+        When it is cancelled everything of it is given back; the caller closes the
+        socket.
+
+        Raises:
+            Declined: SMC-R is required and not possible.
+            HandshakeTimeout: The peer did not answer in time.
+            ConnectionError: The connection was lost.
+        """
+        driver = self._driver
+        endpoint = driver.endpoint
+        begin = endpoint.connect if self.role == "client" else endpoint.accept
+        try:
+            peer = self._sock.getpeername()[0]
+        except OSError as error:
+            gone = "the TCP connection ended before the SMC handshake"
+            raise ConnectionReset(gone) from error
+        self._handshake = handshake = begin(peer, driver.time())
+        handshake.handle = self
+        try:
+            driver.settle()
+            self.watch()
+            await self._verdict
+        except BaseException:
+            self._give_back()
+            raise
+        finally:
+            self._stop()
+        if self.error is not None:
+            raise as_connection_error(self.error)
+        if self.connection is not None:
+            return Outcome(driver.info_of(self.connection, self.role), self)
+        if isinstance(self._result, Reason):
+            return driver.on_tcp(self.role, self._result)
+        assert self._result is not None
+        raise as_connection_error(self._result)
+
+    def _give_back(self) -> None:
+        """Whoever waited is gone: forget the handshake, or end its result."""
+        if self.connection is not None:
+            self.drop()
+        elif not self._verdict.done() or self._verdict.cancelled():
+            assert self._handshake is not None
+            self._driver.endpoint.abandon(self._handshake, self._driver.time())
+            self._driver.settle()
+
+    def take(self) -> Connection:
+        """Give the connection to a transport, once."""
+        connection, self.connection = self.connection, None
+        assert connection is not None, "the connection was taken before"
+        return connection
+
+    def drop(self) -> None:
+        """End the connection that nobody took."""
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            self._driver.end(connection, abort=True)
+
+    # What the core orders
+
+    def send(self, data: bytes) -> None:
+        """Send bytes of CLC; they are kept when the kernel does not take them now."""
+        if self._outbox:
+            self._outbox += data
+        else:
+            self._outbox = data
+            self._send_more()
+        # An answer follows every message but a Decline.
+        self.watch()
+
+    def _send_more(self) -> None:
+        try:
+            sent = self._sock.send(self._outbox)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._outbox = b""
+            self._watch_writing(wanted=False)
+            self._lose(error)
+            return
+        self._outbox = self._outbox[sent:]
+        self._watch_writing(wanted=bool(self._outbox))
+        if not self._outbox and self._result is not None:
+            self._wake()
+
+    def check_tcp(self) -> None:
+        """Look at TCP a last time: the hand-over point."""
+        handshake, driver = self._handshake, self._driver
+        assert handshake is not None
+        if not self._receive():
+            driver.endpoint.tcp_quiet(handshake, driver.time())
+
+    # What the core says
+
+    def established(self, connection: Connection) -> None:
+        """The connection runs over SMC-R from now on."""
+        connection.handle = self
+        self.connection = connection
+        self._wake()
+
+    def fell_back(self, why: Reason) -> None:
+        """Both ends go on with TCP, once a Decline of ours is on its way."""
+        self._result = why
+        if not self._outbox:
+            self._wake()
+
+    def failed(self, error: SmcError) -> None:
+        """The TCP stream cannot be trusted any more."""
+        self._outbox = b""
+        self._result = error
+        self._wake()
+
+    def receive_news(self, news: int) -> None:
+        """Leave news for the transport: it finds all of it in the connection."""
+
+    def salvage(self) -> None:
+        """Nothing was read yet, and nobody is there to read."""
+
+    def lose(self, error: SmcError) -> None:
+        """The connection was lost before a transport took it."""
+        self.error = error
+
+    def _wake(self) -> None:
+        self._stop()
+        if not self._verdict.done():
+            self._verdict.set_result(None)
+
+    # The socket
+
+    def watch(self) -> None:
+        """Have a reader on the socket exactly while the core wants bytes of it."""
+        handshake = self._handshake
+        wanted = (
+            handshake is not None
+            and handshake.wanted > 0
+            and not self._verdict.done()
+            and self._result is None
+        )
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._driver.loop.add_reader(self._sock.fileno(), self._on_readable)
+            else:
+                self._driver.loop.remove_reader(self._sock.fileno())
+
+    def _watch_writing(self, *, wanted: bool) -> None:
+        if wanted != self._writing:
+            self._writing = wanted
+            if wanted:
+                self._driver.loop.add_writer(self._sock.fileno(), self._send_more)
+            else:
+                self._driver.loop.remove_writer(self._sock.fileno())
+
+    def _on_readable(self) -> None:
+        self._receive()
+        self._driver.settle()
+        self.watch()
+
+    def _receive(self) -> bool:
+        """Read what the core wants, once; False when there is nothing."""
+        handshake, driver = self._handshake, self._driver
+        assert handshake is not None
+        if not handshake.wanted:
+            return False
+        try:
+            data = self._sock.recv(handshake.wanted)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            self._lose(error)
+            return True
+        if data:
+            driver.endpoint.receive_tcp(handshake, data, driver.time())
+        else:
+            driver.endpoint.tcp_lost(handshake, driver.time(), None)
+        return True
+
+    def _lose(self, error: OSError) -> None:
+        driver = self._driver
+        assert self._handshake is not None
+        driver.endpoint.tcp_lost(self._handshake, driver.time(), error)
+        driver.settle()
+
+    def _stop(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._driver.loop.remove_reader(self._sock.fileno())
+        self._watch_writing(wanted=False)
+
+
+def as_connection_error(error: Exception) -> Exception:
+    """Turn an error of the core into what code written for TCP expects."""
+    if isinstance(error, ConnectionError | TimeoutError):
+        return error
+    aborted = ConnectionAborted(str(error))
+    aborted.__cause__ = error
+    return aborted

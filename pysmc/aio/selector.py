@@ -1,0 +1,164 @@
+"""The selector of our loop: looks at shared memory before it sleeps.
+
+Decides how long to look and when to sleep; what has completed is the driver's business.
+On this level a wake-up from another processor costs ten times what a message costs, so
+looking a little longer is worth it, but only where an answer is likely soon: the length
+of recent waits is learnt, and while they are longer than the budget only one wait in
+sixteen is tried with looking.
+
+It never yields the processor while it looks: with other runnable tasks that gives the
+core away for up to a tick, and for a short budget sleeping is better then.
+
+Source: the measurements behind ``Config.busy_poll_us``; kernel counterpart of the idea:
+net.core.busy_poll.
+"""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pysmc.fabric.base import Device
+
+__all__ = ["FabricSelector"]
+
+EventList = list[tuple[selectors.SelectorKey, int]]
+
+PROBE_EVERY = 16
+"""Of the waits in which looking is not expected to pay, how many are tried anyway."""
+WEIGHT = 0.125
+"""Share of the newest wait in the learnt one."""
+LONG_WAITS = 4.0
+"""A wait counts as at most this many budgets, so that one pause is soon forgotten."""
+LOOKS_BETWEEN_CLOCKS = 8
+
+
+class FabricSelector(selectors.DefaultSelector):
+    """The default selector, which also knows devices.
+
+    A device is registered like any descriptor. When `Device.pending` says that
+    completions wait, its key is reported as readable, so that the loop runs its pump
+    once in this iteration.
+
+    Args:
+        busy_poll_us: Longest time to look before sleeping, in microseconds; 0 is off.
+        is_worth: Tells whether anything may come over a fabric at all.
+    """
+
+    def __init__(
+        self, busy_poll_us: int = 0, is_worth: Callable[[], bool] = bool
+    ) -> None:
+        super().__init__()
+        self._budget = busy_poll_us / 1e6
+        self._is_worth = is_worth
+        self._devices: list[tuple[Device, selectors.SelectorKey]] = []
+        self._learnt = 0.0
+        self._skipped = 0
+
+    def add_device(self, device: Device) -> None:
+        """Look at this device too; its descriptor must be registered for reading."""
+        self._devices.append((device, self.get_key(device.fileno())))
+
+    def remove_device(self, device: Device) -> None:
+        """Look at it no more; its descriptor may be unregistered afterwards."""
+        self._devices = [entry for entry in self._devices if entry[0] is not device]
+
+    def select(self, timeout: float | None = None) -> EventList:
+        """Wait until something is ready, or until `timeout` seconds are over."""
+        devices = self._devices
+        if not devices:
+            return super().select(timeout)
+        ready = self._pending()
+        if ready:
+            return self._merge(ready, super().select(0))
+        if timeout is not None and timeout <= 0:
+            return super().select(0)
+        began = time.perf_counter()
+        if self._may_look() and self._look(began, timeout):
+            self._learn(time.perf_counter() - began)
+            return self._merge(self._pending(), super().select(0))
+        return self._sleep(began, timeout)
+
+    def _sleep(self, began: float, timeout: float | None) -> EventList:
+        armed = [device for device, _ in self._devices if device.arm()]
+        if len(armed) < len(self._devices):
+            timeout = 0
+        elif timeout is not None:
+            # What was spent with looking is not slept again.
+            timeout = max(0.0, timeout - (time.perf_counter() - began))
+        events = super().select(timeout)
+        for device in armed:
+            device.disarm()
+        ready = self._pending()
+        if ready or self._names_device(events):
+            self._learn(time.perf_counter() - began)
+        return self._merge(ready, events)
+
+    def _pending(self) -> EventList:
+        return [
+            (key, selectors.EVENT_READ)
+            for device, key in self._devices
+            if device.pending()
+        ]
+
+    def _names_device(self, events: EventList) -> bool:
+        devices = {key.fd for _, key in self._devices}
+        return any(key.fd in devices for key, _ in events)
+
+    def _merge(self, ready: EventList, events: EventList) -> EventList:
+        """Report each device once, even if its descriptor is readable as well."""
+        if not ready:
+            return events
+        named = {key.fd for key, _ in ready}
+        return ready + [event for event in events if event[0].fd not in named]
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> Any:
+        """Change a registration; a device's key is replaced by the new one."""
+        key = super().modify(fileobj, events, data)
+        if self._devices:
+            self._devices = [
+                (device, key if key.fd == old.fd else old)
+                for device, old in self._devices
+            ]
+        return key
+
+    # Looking
+
+    def _may_look(self) -> bool:
+        if not self._budget or not self._is_worth():
+            return False
+        if self._learnt > self._budget:
+            self._skipped += 1
+            if self._skipped < PROBE_EVERY:
+                return False
+            self._skipped = 0
+        # Another thread of ours would have to fight for the interpreter meanwhile.
+        return threading.active_count() == 1
+
+    def _look(self, began: float, timeout: float | None) -> bool:
+        budget = self._budget
+        if timeout is not None and timeout < budget:
+            budget = timeout
+        end = began + budget
+        clock = time.perf_counter
+        if len(self._devices) == 1:
+            pending = self._devices[0][0].pending
+            while True:
+                for _ in range(LOOKS_BETWEEN_CLOCKS):
+                    if pending():
+                        return True
+                if clock() >= end:
+                    return False
+        while clock() < end:
+            if self._pending():
+                return True
+        return False
+
+    def _learn(self, waited: float) -> None:
+        waited = min(waited, LONG_WAITS * self._budget)
+        self._learnt += WEIGHT * (waited - self._learnt)

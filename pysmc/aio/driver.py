@@ -324,20 +324,24 @@ class Driver:
         if self.is_closed or self.is_forked:
             return
         device.disarm()
-        self.pump(device)
-        if not self.is_closed and not device.arm():
+        if self.pump(device) and not device.arm():
             self.loop.call_soon(self.pump_armed, device)
 
-    def pump(self, device: Device) -> None:
-        """Process what has completed on a device, up to a bound."""
+    def pump(self, device: Device) -> bool:
+        """Process what has completed on a device, up to a bound.
+
+        Returns:
+            False when the driver was closed meanwhile.
+        """
         poll, take = device.poll, self._take_completions
         for _ in range(ROUNDS_MAX):
             if self.is_closed:
-                return
+                return False
             batch = poll()
             if not batch:
-                return
+                break
             take(batch)
+        return True
 
     def _take_completions(self, batch: list[Completion]) -> None:
         links, endpoint = self._links, self.endpoint

@@ -388,6 +388,10 @@ class ShmDevice(Device):
         self._ending.append(queue_pair)
         self._wake()
 
+    def _refuse_to_look(self) -> bool:
+        self.refuse_if_forked()
+        return False
+
     # --- the contract ---------------------------------------------------------------
 
     def create_domain(self) -> ShmDomain:
@@ -476,6 +480,7 @@ class ShmDevice(Device):
     def disarm(self) -> None:
         """Tell the peers that we are awake; see `Device.disarm`."""
         if self._armed:
+            self.refuse_if_forked()
             self._armed = False
             for words in self._sleep_words:
                 words[SLEEPING] = 0
@@ -510,11 +515,13 @@ class ShmDevice(Device):
         is shared with the parent: nothing may be taken out of it here.
         """
         self.forked = True
+        self._ready.clear()
         self._takes.clear()
-        self._waiting.clear()
         self._sleep_words.clear()
+        # The quick paths look at these alone: so that they end at the refusal, too.
+        self._waiting = [self._refuse_to_look]
         self._polls_left = 0
-        self._armed = False
+        self._armed = True
         for queue_pair in self.queue_pairs.values():
             queue_pair.after_fork_in_child()
         if self._endpoint is not None:

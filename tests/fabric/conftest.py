@@ -1,0 +1,65 @@
+"""Pairs of devices for the checks of the contract."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pysmc.fabric.shm import ShmDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pysmc.fabric.base import Device
+    from pysmc.testing.conformance import MakePair
+
+    Pair = tuple[Device, Device, Callable[[], object]]
+
+
+def _remote_device() -> Device:
+    # The tests are no package, so that a helper is loaded by its path.
+    path = Path(__file__).with_name("standin.py")
+    spec = importlib.util.spec_from_file_location("fabric_standin", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    device: Device = module.RemoteDevice()
+    return device
+
+
+@contextmanager
+def shm_pair() -> Iterator[Pair]:
+    device_a, device_b = ShmDevice(os.urandom(8)), ShmDevice(os.urandom(8))
+    try:
+        yield device_a, device_b, lambda: None
+    finally:
+        device_a.close()
+        device_b.close()
+
+
+@contextmanager
+def shm_remote_pair() -> Iterator[Pair]:
+    device_a, device_b = ShmDevice(os.urandom(8)), _remote_device()
+    try:
+        yield device_a, device_b, lambda: None
+    finally:
+        device_a.close()
+        device_b.close()
+
+
+@pytest.fixture
+def make_shm_pair() -> MakePair:
+    """Two shm devices in this process."""
+    return shm_pair
+
+
+@pytest.fixture
+def make_remote_pair() -> MakePair:
+    """A shm device here and one in a child process."""
+    return shm_remote_pair

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-__all__ = ["Config", "KIB"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["KIB", "Config"]
 
 KIB = 1024
 RMBE_BYTES_MIN = 16 * KIB
@@ -79,7 +81,7 @@ class Config:
         default_factory=_default_busy_poll_us,
         metadata={"kind": "int", "least": 0, "most": 10_000},
     )
-    """Longest time in microseconds to look at shared memory before sleeping; 0 = off."""
+    """Longest look at shared memory before sleeping, in microseconds; 0 = off."""
 
     proposal_wait: float = _wait(6.0)
     """Seconds a server waits for the Proposal."""
@@ -92,7 +94,7 @@ class Config:
     confirm_link_server_wait: float = _wait(2.0)
     """Seconds a server waits for the answer to CONFIRM LINK."""
     confirm_link_client_wait: float = _wait(4.0)
-    """Seconds a client waits for CONFIRM LINK; longer, so that Declines cannot cross."""
+    """Seconds a client waits for CONFIRM LINK; longer, so that no Declines cross."""
     decline_wait: float = _wait(1.0)
     """Seconds to wait for a late Decline after either of the two."""
     llc_wait: float = _wait(2.0)
@@ -104,7 +106,7 @@ class Config:
     idle_group_wait: float = _wait(600.0)
     """Seconds that a link group without connections is kept."""
     close_wait: float = _wait(10.0)
-    """Seconds to wait for the peer's close after ours before the buffer is withheld."""
+    """Seconds to wait for the peer's close after ours; then its buffer is withdrawn."""
     discovery_wait: float = _wait(1.0)
     """Seconds that a marked connection waits to be confirmed before it is TCP."""
 
@@ -128,10 +130,11 @@ class Config:
         """Read every ``PYSMC_<FIELD>`` that is set; lists are comma-separated.
 
         Args:
-            environ: Where to look; the process's environment by default.
+            environ: Where to look; the process's environment by default. A variable
+                that names no field is left alone: a newer version may know it.
 
         Raises:
-            ValueError: A variable has a value that is not allowed, or an unknown name.
+            ValueError: A variable has a value that is not allowed.
         """
         source = os.environ if environ is None else environ
         types = {item.name: str(item.type) for item in fields(cls)}
@@ -178,7 +181,7 @@ def _check(name: str, value: Any, metadata: dict[str, Any]) -> None:
         case "fallback", _:
             good = value in {"allow", "require"}
             _require(good, name, value, '"allow" or "require"')
-        case ("rmbe_bytes" | "sndbuf_bytes"), _:
+        case (("rmbe_bytes" | "sndbuf_bytes"), _):
             good = type(value) is int and value & (value - 1) == 0
             good = good and RMBE_BYTES_MIN <= value <= RMBE_BYTES_MAX
             _require(good, name, value, "a power of two from 16384 to 536870912")
@@ -216,8 +219,8 @@ def _is_ueid(text: Any) -> bool:
     )
 
 
-def _require(good: bool, name: str, value: Any, allowed: str) -> None:
-    if not good:
+def _require(is_good: object, name: str, value: Any, allowed: str) -> None:
+    if not is_good:
         _refuse(name, value, allowed)
 
 

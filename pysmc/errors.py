@@ -3,16 +3,16 @@
 ::
 
     SmcError
-    ├─ ProtocolError                    abstract: .section, .diagnosis
-    │   ├─ LocalProtocolError           you asked for what this state forbids
-    │   └─ RemoteProtocolError          the peer broke the protocol
-    ├─ Declined                         fallback="require": .reason
-    ├─ HandshakeTimeout                 a CLC or LLC answer never came (TimeoutError)
-    ├─ FabricError                      .operation, .status
-    │   └─ FabricUnavailable            no device: says which package or right is missing
-    ├─ ForkedError                      an object of the parent used in the child
-    ├─ ConnectionReset                  the peer or the link ended it (ConnectionResetError)
-    └─ ConnectionAborted                we ended it (ConnectionAbortedError)
+    ├─ ProtocolError            abstract: .section, .diagnosis
+    │   ├─ LocalProtocolError   you asked for what this state forbids
+    │   └─ RemoteProtocolError  the peer broke the protocol
+    ├─ Declined                 fallback="require": .reason
+    ├─ HandshakeTimeout         a CLC answer never came (TimeoutError)
+    ├─ FabricError              .operation, .status
+    │   └─ FabricUnavailable    no device: says what is missing
+    ├─ ForkedError              an object of the parent used in the child
+    ├─ ConnectionReset          peer or link ended it (ConnectionResetError)
+    └─ ConnectionAborted        we ended it (ConnectionAbortedError)
 
 The ones that reach an application also derive from the standard library's
 ``ConnectionError`` family or ``TimeoutError``, so that ``except`` clauses written for

@@ -47,7 +47,7 @@ _ROWS = (
         "SETUP_MISSING",
         None,
         "No way of discovery works here.",
-        "Enable one that does: 'local' for peers of this host, 'static' for listed ones.",
+        "Enable one that does: 'local' on this host, 'static' for listed peers.",
     ),
     ReasonText(
         "PEER_NO_SMC",

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pysmc.fabric.base import UpdateCodec
 from pysmc.fabric.shm import ShmDevice
+from pysmc.fabric.sim import SimNetwork
+from smcproto import cdc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,3 +67,31 @@ def make_shm_pair() -> MakePair:
 def make_remote_pair() -> MakePair:
     """A shm device here and one in a child process."""
     return shm_remote_pair
+
+
+@contextmanager
+def _sim_pair(seed: int, *, newest_only: bool, auto: bool = False) -> Iterator[Pair]:
+    codec = UpdateCodec(cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe")
+    network = SimNetwork(seed, codec=codec, newest_only=newest_only, auto=auto)
+    device_a, device_b = network.device(b"sim-prA0"), network.device(b"sim-prB0")
+
+    def pump() -> None:
+        for _ in range(4):
+            network.step()
+
+    try:
+        yield device_a, device_b, pump
+    finally:
+        device_a.close()
+        device_b.close()
+
+
+@pytest.fixture(params=["every", "newest_only", "auto"])
+def make_sim_pair(request: pytest.FixtureRequest) -> MakePair:
+    """Two simulated devices, in each of the ways that a network can work."""
+    return partial(
+        _sim_pair,
+        7,
+        newest_only=request.param == "newest_only",
+        auto=request.param == "auto",
+    )

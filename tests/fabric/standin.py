@@ -158,7 +158,7 @@ class RemoteQueue(StandIn, QueuePair):
     def post_write(self, rkey: int, address: int, data: memoryview | bytes) -> None:
         self.line.call(self.index, "post_write", rkey, address, bytes(data))
 
-    def publish(self, *arguments: int) -> bool:  # type: ignore[override]
+    def publish(self, *arguments: int) -> bool:
         return bool(self.line.call(self.index, "publish", *arguments))
 
     def flush(self) -> None:

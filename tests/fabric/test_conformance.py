@@ -25,6 +25,11 @@ def test_shm_in_one_process(check: Check, make_shm_pair: MakePair) -> None:
     check(make_shm_pair)
 
 
+@by_name
+def test_sim(check: Check, make_sim_pair: MakePair) -> None:
+    check(make_sim_pair)
+
+
 @pytest.mark.parametrize(
     "check",
     [check for name, check in CHECKS if name in REMOTE_CHECKS],

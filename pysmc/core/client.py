@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pysmc.core.actions import ConnectQueuePair
+from pysmc.core.actions import CheckTcp, ConnectQueuePair
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
 from pysmc.core.link import LinkEnd, LinkInput
 from pysmc.core.negotiator import NO_EYECATCHER, Negotiator, peer_element
@@ -86,12 +86,20 @@ class ClientNegotiator(Negotiator):
             and handshake.state is HandshakeState.AWAIT_ACCEPT
         ):
             self._receive_accept(handshake, message, now)
+        elif (
+            isinstance(message, clc.SmcdAccept)
+            and handshake.state is HandshakeState.AWAIT_ACCEPT
+        ):
+            text = "The server chose SMC-D, which was not offered."
+            handshake.version = message.version
+            self.decline(handshake, reason("MODE", "local", text), now)
         else:
             self.wrong_message(handshake, message, now)
 
     def _receive_accept(
         self, handshake: Handshake, accept: clc.Accept, now: float
     ) -> None:
+        handshake.version = accept.version
         offer, problem = self._judge(accept)
         if problem is not None or offer is None:
             assert problem is not None
@@ -218,7 +226,23 @@ class ClientNegotiator(Negotiator):
         if handshake.state is HandshakeState.PREPARING:
             self._send_confirm(handshake)
             handshake.move(HandshakeInput.READY)
-            self.wait(handshake, self._config.confirm_link_client_wait, now)
+            self.await_link(handshake, now)
+
+    @property
+    def link_wait(self) -> float:
+        """Seconds that a client waits for CONFIRM LINK."""
+        return self._config.confirm_link_client_wait
+
+    def link_failed(self, handshake: Handshake, why: Reason) -> None:
+        """There will be no link; in the first seconds it is our turn to decline."""
+        super().link_failed(handshake, why)
+        # A Decline of the server, sent before it closed its queue pair, comes first.
+        self._context.actions.append(CheckTcp(handshake))
+
+    def tcp_quiet(self, handshake: Handshake, now: float) -> None:
+        """The link failed and TCP is quiet: decline while no Decline can cross ours."""
+        if now < handshake.confirmed_at + self._config.confirm_link_server_wait:
+            self.decline_link(handshake, now)
 
     def _send_confirm(self, handshake: Handshake) -> None:
         accept, link, rmb = handshake.accept, handshake.link, handshake.rmb
@@ -288,12 +312,12 @@ class ClientNegotiator(Negotiator):
         assert link is not None
         if not self.is_link_of(handshake, message):
             text = "CONFIRM LINK names another queue pair than the Accept."
-            self.decline(handshake, reason("LINK_FAILED", "local", text), now)
+            self.link_failed(handshake, reason("LINK_FAILED", "local", text))
             return
         if not message.no_eyecatcher & NO_EYECATCHER:
             text = "The server keeps eye catchers in its RMBEs."
             why = reason("INTERNAL", "local", text, code=PeerDiagnosis.RMBE_EYECATCHER)
-            self.decline(handshake, why, now)
+            self.link_failed(handshake, why)
             return
         link.number = message.link_number
         self.flows(link).confirm_link(link, response=True)
@@ -304,5 +328,5 @@ class ClientNegotiator(Negotiator):
 
     def add_link_received(self, handshake: Handshake, message: llc.AddLink) -> None:
         """ADD LINK of the server was refused by the flows; first contact goes on."""
-        if not message.response:
+        if not message.response and handshake.state is HandshakeState.AWAIT_ADD_LINK:
             self.add_link_over(handshake)

@@ -234,6 +234,11 @@ class Connection:
         return self._ours in ENDED
 
     @property
+    def is_open(self) -> bool:
+        """Whether neither end has closed or aborted."""
+        return self._ours not in ENDED and self._peer not in ENDED
+
+    @property
     def is_ended(self) -> bool:
         """Whether both ends have closed or aborted and ours was said."""
         return self._ours in ENDED and self._peer in ENDED and self._final_taken
@@ -362,13 +367,14 @@ class Connection:
             self._flags,
         )
 
-    def published(self, completed: bool) -> None:
+    def published(self, completed: bool) -> None:  # noqa: FBT001 - publish()'s answer
         """Record how the publish went.
 
         Args:
             completed: True when it completed at once; else `publish_completed` follows.
         """
-        if completed and not self._posted:
+        if completed:
+            # Those before it have completed too, whatever is still to be told of them.
             self._tx_completed = self._tx_produced
         else:
             self._posted.append(self._tx_produced)
@@ -378,7 +384,7 @@ class Connection:
         if not self._posted:
             return News.NOTHING
         before = self.writable
-        self._tx_completed = self._posted.popleft()
+        self._tx_completed = max(self._tx_completed, self._posted.popleft())
         return News.SPACE if before == 0 and self.writable else News.NOTHING
 
     def receive_update(self, update: Update) -> int:
@@ -414,10 +420,8 @@ class Connection:
                 self._peer_flags = flags | self._peer_flags & _STATE_FLAGS
                 news |= self._follow_flags(flags)
         except RemoteProtocolError as error:
-            self.error = error
-            self.suspect = True
-            self.abort()
-            return News.ABORTED | News.PUBLISH
+            self.peer_lost(error)
+            return News.ABORTED | News.PUBLISH if self.update_due else News.ABORTED
         if (
             self._peer_flags & (_BLOCKED | _REQUESTED)
             and self._rx_consumed != self._rx_reported
@@ -507,6 +511,17 @@ class Connection:
         """
         self._end(CloseInput.ABORTED, _ABORTED)
 
+    def peer_lost(self, error: SmcError) -> None:
+        """Abort, and expect nothing more of a peer that broke a rule.
+
+        Publish afterwards. The memory is not used again, because the peer may go on
+        writing into it.
+        """
+        self.error = error
+        self.suspect = True
+        self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+        self.abort()
+
     def link_lost(self, error: SmcError) -> None:
         """Record that no link is left: nothing can be said any more."""
         if self.error is None:
@@ -531,3 +546,18 @@ class Connection:
     def _want_update(self) -> None:
         if not self._final_taken:
             self.update_due = True
+
+    def check(self) -> None:
+        """Check the invariants that the class names.
+
+        Raises:
+            AssertionError: One does not hold; a fault of ours.
+        """
+        reported, consumed = self._rx_reported, self._rx_consumed
+        assert reported <= consumed <= self._rx_produced, self
+        assert self._rx_produced - reported <= self._ring.capacity, self
+        assert self._tx_acked <= self._tx_produced, self
+        assert self._tx_completed <= self._tx_produced, self
+        if self._peer_ring is not None:
+            unread = self._tx_produced - self._tx_acked
+            assert unread <= self._peer_ring.capacity, self

@@ -16,9 +16,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pysmc.core.actions import Action, DeregisterMemory
+from pysmc.core.actions import Action, DeregisterMemory, PublishUpdate
 from pysmc.core.client import ClientNegotiator
 from pysmc.core.context import Context, FabricOffer, Identity
+from pysmc.core.events import ConnectionLost
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
 from pysmc.core.keeper import Keeper
 from pysmc.core.negotiator import reason_of_status
@@ -142,14 +143,14 @@ class Endpoint:
 
     def tcp_quiet(self, handshake: Handshake, now: float) -> None:
         """Answer to `CheckTcp`: nothing was there, so no Decline can come any more."""
+        if not handshake.stream.is_empty:
+            # The rest of a Decline is on its way: the deadline decides.
+            return
         if handshake.state is HandshakeState.HANDOVER:
-            side = self._side(handshake)
-            if handshake.stream.is_empty:
-                handshake.move(HandshakeInput.QUIET)
-                side.establish(handshake, now)
-            else:
-                # The rest of a Decline is on its way: the deadline decides.
-                side.wait(handshake, self._context.config.decline_wait, now)
+            handshake.move(HandshakeInput.QUIET)
+            self._side(handshake).establish(handshake, now)
+        elif handshake.state is HandshakeState.AWAIT_DECLINE:
+            self._client.tcp_quiet(handshake, now)
 
     def abandon(self, handshake: Handshake, now: float) -> None:
         """The driver gave up a handshake: give back what it holds. Idempotent."""
@@ -206,6 +207,12 @@ class Endpoint:
             rkey: Key on the group's link, 32 bits.
             now: The time in seconds.
         """
+        if rmb.group.is_ended:
+            # It went with the group; who waited for it on a reused one has to know.
+            if rmb.handshake is not None:
+                why = reason("LINK_FAILED", "local", "The link group ended.")
+                self._side(rmb.handshake).decline(rmb.handshake, why, now)
+            return
         if rmb.state is RmbState.GONE:
             # Whoever wanted it is gone too.
             self._context.actions.append(DeregisterMemory(rmb))
@@ -214,12 +221,12 @@ class Endpoint:
         for link in rmb.group.links:
             rmb.tokens[link] = RToken(rkey, address)
         handshake = rmb.handshake
-        if handshake is None:
-            self._keeper.drop_rmb(rmb)
-        elif handshake.first_contact:
+        assert handshake is not None, "a handshake that ends drops its memory"
+        if handshake.first_contact:
             # The CLC message carries its RToken.
             self._side(handshake).memory_ready(handshake, now)
-        elif handshake.link is not None and not rmb.group.is_ended:
+        else:
+            assert handshake.link is not None
             self._keeper.confirm_rmb(handshake.link, rmb, now)
 
     def memory_failed(self, rmb: Rmb, status: str, detail: str, now: float) -> None:
@@ -255,14 +262,17 @@ class Endpoint:
             now: The time in seconds.
 
         Returns:
-            The connection and its `News`; None when no connection of this link's group
-            has the token: it belonged to one that is gone.
+            The connection and its `News`. None when there is nobody to tell: no
+            connection of this link's group has the token, because it belonged to one
+            that is gone, or its handshake is not over. Whoever gets such a connection
+            by `Established` finds in its properties what came before.
         """
         link.last_received = now
         connection = link.group.connections.get(update[1])
         if connection is None:
             return None
-        return connection, connection.receive_update(update)
+        news = connection.receive_update(update)
+        return (connection, news) if connection.is_established else None
 
     def connection_of(self, link: Link, token: int) -> Connection | None:
         """Find a connection by our alert token, for a PUBLISH completion."""
@@ -299,7 +309,11 @@ class Endpoint:
 
     def shutdown(self, now: float) -> None:
         """The loop closes: every peer is told, and everything is given back."""
-        for handshake in list(self._context.handshakes):
+        queued = HandshakeState.QUEUED
+        # Those first: the end of a first contact would let them begin.
+        for handshake in sorted(
+            self._context.handshakes, key=lambda each: each.state is not queued
+        ):
             self.abandon(handshake, now)
         for group in self.groups:
             error = ConnectionReset("the event loop was closed")
@@ -309,18 +323,17 @@ class Endpoint:
 
     def handle_timer(self, now: float) -> None:
         """Do what is due."""
-        for kind, subject in self._context.timers.take_due(now):
+        while (due := self._context.timers.pop_due(now)) is not None:
+            kind, subject = due
             match kind:
                 case "handshake":
                     self._side(subject).time_over(subject, now)
                 case "llc":
-                    self._flows_due(subject, now)
+                    self._keeper.flows[subject].answer_due(now)
                 case "test link":
                     self._test_due(subject, now)
                 case "test answer":
-                    flows = self._keeper.flows.get(subject.group)
-                    if flows is not None:
-                        flows.test_link_due(subject, now)
+                    self._keeper.flows[subject.group].test_link_due(subject, now)
                 case "close":
                     self._keeper.close_due(subject, now)
                 case _:
@@ -328,19 +341,11 @@ class Endpoint:
                     error = ConnectionReset("the link group was idle for too long")
                     self._end_group(subject, error, DeleteLinkReason.PROGRAM, now)
 
-    def _flows_due(self, group: LinkGroup, now: float) -> None:
-        flows = self._keeper.flows.get(group)
-        if flows is not None:
-            flows.answer_due(now)
-
     def _test_due(self, link: Link, now: float) -> None:
         interval = self._context.config.test_link_interval
-        flows = self._keeper.flows.get(link.group)
-        if flows is None or not link.is_active:
-            return
         quiet_until = link.last_received + interval
         if quiet_until <= now:
-            flows.test_link(link, now)
+            self._keeper.flows[link.group].test_link(link, now)
             quiet_until = now + interval
         self._context.timers.set(("test link", link), quiet_until)
 
@@ -369,24 +374,44 @@ class Endpoint:
             side = self._side(link.handshake)
             side.add_link_received(link.handshake, message)
 
-    def rkey_confirmed(self, rmb: Rmb, accepted: bool, now: float) -> None:
+    def rkey_confirmed(self, rmb: Rmb, now: float, *, accepted: bool) -> None:
         """The peer answered CONFIRM RKEY, or did not in time."""
-        if accepted and rmb.state is RmbState.REGISTERED:
-            rmb.state = RmbState.CONFIRMED
+        rmb.state = RmbState.CONFIRMED if accepted else RmbState.REGISTERED
         handshake = rmb.handshake
         if handshake is None:
             self._keeper.give_rmb(rmb, now, clean=True)
         elif accepted:
             self._side(handshake).memory_ready(handshake, now)
+        elif rmb.group.is_ended:
+            why = reason("LINK_FAILED", "local", "The link group ended.")
+            self._side(handshake).decline(handshake, why, now)
         else:
             text = "The peer did not accept our receive buffer on the reused link."
             code = PeerDiagnosis.REGISTRATION
             why = reason("INTERNAL", "peer", text, code=code)
             self._side(handshake).decline(handshake, why, now)
 
-    def rkey_deleted(self, rmb: Rmb, now: float) -> None:
+    def rkey_deleted(self, rmb: Rmb) -> None:
         """DELETE RKEY was answered, or its time is over: the memory is free."""
         self._keeper.drop_rmb(rmb)
+
+    def rkeys_withdrawn(self, group: LinkGroup, rkeys: Sequence[int]) -> None:
+        """The peer's DELETE RKEY came: connections that write there end.
+
+        A write to a key that is gone would break the link, and with it connections
+        that are none of this one's business.
+
+        Reference: RFC 7609 section A.3.7.
+        """
+        text = "the peer withdrew the memory of a connection that it had not closed"
+        for connection in list(group.connections.values()):
+            if connection.remote_rkey in rkeys and connection.is_open:
+                error = ConnectionReset(text)
+                connection.peer_lost(error)
+                actions, events = self._context.actions, self._context.events
+                actions.append(PublishUpdate(connection))
+                if connection.is_established:
+                    events.append(ConnectionLost(connection, error))
 
     def link_unanswered(self, link: Link, now: float) -> None:
         """TEST LINK was not answered: the link is dead."""
@@ -399,8 +424,11 @@ class Endpoint:
 
         With one link both come to the same.
 
-        Reference: RFC 7609 sections 3.5.5.2 and 4.8.2; kernel: smc_llc_delete_asym.
+        Reference: RFC 7609 sections 3.5.5.2 and 4.8.2.
         """
+        is_client = link.group.role is Role.CLIENT
+        if is_client and not message.whole_group:
+            self._keeper.flows[link.group].answer_delete_link(link, message)
         if not message.whole_group and message.link_number != link.number:
             # A further link that never came to be.
             return
@@ -409,7 +437,38 @@ class Endpoint:
         if handshake is not None:
             lost = reason_of_status("peer gone", why)
             self._side(handshake).link_lost(handshake, lost, now)
-        tell: int | None = None
-        if link.group.role is Role.SERVER and message.whole_group:
-            tell = message.reason
+        # Only a server's DELETE LINK ends a group; the client's asks for it.
+        tell = None if is_client else message.reason
         self._end_group(link.group, ConnectionReset(why), tell, now)
+
+    # Invariants
+
+    def check(self, now: float) -> None:
+        """Check what must hold between any two calls; for tests and simulations.
+
+        Args:
+            now: The time in seconds, after `handle_timer` ran.
+
+        Raises:
+            AssertionError: It does not; a fault of ours.
+        """
+        context, keeper = self._context, self._keeper
+        for handshake in context.handshakes:
+            assert not handshake.is_over, f"{handshake} is over, and still counted"
+            assert ("handshake", handshake) in context.timers, f"{handshake}: no timer"
+        keeper.check()
+        self._server.check()
+        groups = set(keeper.groups.all())
+        for kind, subject in context.timers:
+            match kind:
+                case "handshake":
+                    living = subject in context.handshakes
+                case "idle":
+                    living = subject in groups and subject.is_idle
+                case "llc":
+                    living = subject in groups
+                case "close":
+                    living = keeper.has_connection(subject)
+                case _:
+                    living = subject.group in groups and subject.is_active
+            assert living, f"a timer for {kind} of {subject}, which is gone"

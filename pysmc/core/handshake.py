@@ -8,9 +8,10 @@ here; `client` and `server` carry out what follows from a row.
 
 On first contact a Decline may still come while the first link is confirmed (the *late
 Decline*), so a reader stays on TCP until HANDOVER, the one place where the driver looks
-at TCP a last time. A client waits 4 s for CONFIRM LINK where the server waits 2 s for
-its answer, and each then 1 s for a Decline: that asymmetry keeps two Declines from
-crossing, which would let each end read the other's as application data.
+at TCP a last time. Two late Declines must never cross, or each end would read the
+other's as application data. So each moment after the Confirm belongs to one end: in the
+first 2 s only the client may decline, after 3 s the server does, and after 5 s the
+client again. Whoever finds the link lost at another time waits for its turn.
 
 Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af_smc.c.
 """
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
     from pysmc.core.rmb import Rmb
+    from pysmc.reasons import Reason
     from smcproto import clc
 
 __all__ = ["CLIENT", "SERVER", "Handshake", "HandshakeInput", "HandshakeState"]
@@ -67,7 +69,7 @@ class HandshakeInput(Enum):
     LINK_CONFIRMED = "link confirmed"
     LINK_CONFIRMED_V20 = "link confirmed, version 2.0"
     ADD_LINK_DONE = "ADD LINK over"
-    LINK_SILENT = "no CONFIRM LINK in time"
+    LINK_FAILED = "link lost, or no CONFIRM LINK in time"
     QUIET = "nothing on TCP"
     DECLINED = "Decline received"
     UNABLE = "we decline"
@@ -78,6 +80,15 @@ _S, _I = HandshakeState, HandshakeInput
 
 OVER = frozenset({_S.ESTABLISHED, _S.FELL_BACK, _S.FAILED})
 """Nothing follows these."""
+
+_TOO_LATE = frozenset(
+    {
+        # The link is lost a second time, or after the wait for it.
+        (_S.AWAIT_DECLINE, _I.LINK_FAILED),
+        # What ends a handshake twice, from two sides at once.
+        *((over, happened) for over in OVER for happened in _I),
+    }
+)
 
 CLIENT = Table(
     "client handshake",
@@ -92,9 +103,8 @@ CLIENT = Table(
         (_S.PREPARING, _I.BROKEN): _S.FAILED,
         (_S.AWAIT_LINK, _I.LINK_CONFIRMED): _S.HANDOVER,
         (_S.AWAIT_LINK, _I.LINK_CONFIRMED_V20): _S.AWAIT_ADD_LINK,
-        (_S.AWAIT_LINK, _I.LINK_SILENT): _S.AWAIT_DECLINE,
+        (_S.AWAIT_LINK, _I.LINK_FAILED): _S.AWAIT_DECLINE,
         (_S.AWAIT_LINK, _I.DECLINED): _S.FELL_BACK,
-        (_S.AWAIT_LINK, _I.UNABLE): _S.FELL_BACK,
         (_S.AWAIT_LINK, _I.BROKEN): _S.FAILED,
         (_S.AWAIT_DECLINE, _I.DECLINED): _S.FELL_BACK,
         (_S.AWAIT_DECLINE, _I.UNABLE): _S.FELL_BACK,
@@ -106,17 +116,7 @@ CLIENT = Table(
         (_S.HANDOVER, _I.DECLINED): _S.FELL_BACK,
         (_S.HANDOVER, _I.BROKEN): _S.FAILED,
     },
-    ignored={
-        # CONFIRM LINK that comes after its time: the Decline decides now.
-        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED),
-        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED_V20),
-        (_S.HANDOVER, _I.LINK_CONFIRMED),
-        (_S.HANDOVER, _I.LINK_CONFIRMED_V20),
-        (_S.HANDOVER, _I.ADD_LINK_DONE),
-        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED),
-        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED_V20),
-        *((over, happened) for over in OVER for happened in _I),
-    },
+    ignored=_TOO_LATE,
 )
 
 SERVER = Table(
@@ -142,7 +142,7 @@ SERVER = Table(
         (_S.AWAIT_CONFIRM, _I.BROKEN): _S.FAILED,
         (_S.AWAIT_LINK, _I.LINK_CONFIRMED): _S.HANDOVER,
         (_S.AWAIT_LINK, _I.LINK_CONFIRMED_V20): _S.AWAIT_ADD_LINK,
-        (_S.AWAIT_LINK, _I.LINK_SILENT): _S.AWAIT_DECLINE,
+        (_S.AWAIT_LINK, _I.LINK_FAILED): _S.AWAIT_DECLINE,
         (_S.AWAIT_LINK, _I.DECLINED): _S.FELL_BACK,
         (_S.AWAIT_LINK, _I.UNABLE): _S.FELL_BACK,
         (_S.AWAIT_LINK, _I.BROKEN): _S.FAILED,
@@ -156,17 +156,7 @@ SERVER = Table(
         (_S.HANDOVER, _I.DECLINED): _S.FELL_BACK,
         (_S.HANDOVER, _I.BROKEN): _S.FAILED,
     },
-    ignored={
-        # The answer to CONFIRM LINK that comes after its time, or twice.
-        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED),
-        (_S.AWAIT_DECLINE, _I.LINK_CONFIRMED_V20),
-        (_S.HANDOVER, _I.LINK_CONFIRMED),
-        (_S.HANDOVER, _I.LINK_CONFIRMED_V20),
-        (_S.HANDOVER, _I.ADD_LINK_DONE),
-        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED),
-        (_S.AWAIT_ADD_LINK, _I.LINK_CONFIRMED_V20),
-        *((over, happened) for over in OVER for happened in _I),
-    },
+    ignored=_TOO_LATE,
 )
 
 _READING = frozenset(
@@ -195,6 +185,8 @@ class Handshake:
     __slots__ = (
         "__weakref__",
         "accept",
+        "answer_by",
+        "confirmed_at",
         "connection",
         "eid",
         "ends_at",
@@ -204,11 +196,13 @@ class Handshake:
         "link",
         "offer",
         "peer_key",
+        "problem",
         "proposal",
         "rmb",
         "role",
         "state",
         "stream",
+        "version",
     )
 
     def __init__(self, role: Role, peer_key: Hashable, ends_at: float) -> None:
@@ -219,6 +213,14 @@ class Handshake:
         self.state = _S.AWAIT_ACCEPT if role is Role.CLIENT else _S.AWAIT_PROPOSAL
         self.stream = ClcStream()
         self.first_contact = False
+        # CLC version of our Decline: what the peer has shown that it can read.
+        self.version = 2
+        # When the server has to have answered the Proposal.
+        self.answer_by = ends_at
+        # When the Confirm of first contact was sent, or received.
+        self.confirmed_at = 0.0
+        # Why the first link cannot be used, once that is known.
+        self.problem: Reason | None = None
         self.proposal: clc.Proposal | None = None
         self.accept: clc.Accept | None = None
         self.offer: FabricOffer | None = None

@@ -12,6 +12,7 @@ Reference: RFC 7609 sections 3.5.5 and 4.8.2; kernel counterpart: smc_core.c.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pysmc.core.actions import (
@@ -141,10 +142,12 @@ class Keeper:
             timers.cancel(("test link", link))
             self._context.actions.append(CloseQueuePair(link))
         self.rmb_bytes -= group.rmb_bytes
+        group.pool.clear()
         self._context.actions.append(CloseGroup(group))
         group.connections.clear()
         for connection in connections:
-            lost = connection.is_established and not connection.is_ended
+            # Who has closed has no use for the news.
+            lost = connection.is_established and not connection.we_ended
             connection.link_lost(error)
             if lost:
                 self._context.events.append(ConnectionLost(connection, error))
@@ -166,22 +169,20 @@ class Keeper:
 
     # Memory
 
-    def may_register(self, length: int) -> bool:
-        """Whether another RMB stays within the limit of all of them."""
-        return self.rmb_bytes + length <= self._context.config.max_pinned_bytes
-
-    def take_rmb(self, group: LinkGroup) -> Rmb:
+    def take_rmb(self, group: LinkGroup) -> Rmb | None:
         """Find memory for a connection: confirmed and idle, or newly ordered.
 
         Returns:
             In state CONFIRMED it can be used at once; in REGISTERING an answer of the
-            fabric has to be awaited.
+            fabric has to be awaited. None when no more may be pinned.
         """
         length = self._context.config.rmbe_bytes
         rmb = group.pool.take(length)
         if rmb is not None:
             self._context.actions.append(ClearMemory(rmb))
             return rmb
+        if self.rmb_bytes + length > self._context.config.max_pinned_bytes:
+            return None
         rmb = Rmb(group, length)
         self._count(rmb, length)
         self._context.actions.append(RegisterMemory(rmb))
@@ -189,6 +190,7 @@ class Keeper:
 
     def confirm_rmb(self, link: Link, rmb: Rmb, now: float) -> None:
         """Announce the RMB to the peer of a reused group."""
+        rmb.state = RmbState.CONFIRMING
         self.flows[link.group].confirm_rkey(link, rmb, now)
 
     def give_rmb(self, rmb: Rmb, now: float, *, clean: bool) -> None:
@@ -201,12 +203,18 @@ class Keeper:
                 peer is told to forget it first.
         """
         group = rmb.group
-        if group.is_ended or rmb.state in {RmbState.GONE, RmbState.DELETING}:
+        if group.is_ended or rmb.state in {
+            RmbState.CONFIRMING,  # comes back here when the peer has answered
+            RmbState.DELETING,
+            RmbState.GONE,
+        }:
             return
         link = group.active_link
-        if rmb.state is not RmbState.CONFIRMED or link is None:
+        if rmb.state is not RmbState.CONFIRMED:
             self.drop_rmb(rmb)
-        elif clean:
+            return
+        assert link is not None, "an RMB is confirmed on an active link"
+        if clean:
             surplus = group.pool.give(rmb)
             if surplus is not None:
                 self.flows[group].delete_rkey(link, surplus, now)
@@ -238,8 +246,9 @@ class Keeper:
     ) -> None:
         """Unpublish a connection and give back what it held. Idempotent."""
         group = connection.group
-        if group.connections.pop(connection.alert_token, None) is None:
+        if not self.has_connection(connection):
             return
+        del group.connections[connection.alert_token]
         self._context.timers.cancel(("close", connection))
         self.give_rmb(connection.rmb, now, clean=clean)
         self.leave(group, now)
@@ -255,11 +264,54 @@ class Keeper:
         if connection.is_ended:
             clean = not connection.suspect
             self.remove_connection(connection, now, clean=clean)
-        elif connection.we_ended and not connection.group.is_ended:
-            wait = self._context.config.close_wait
-            self._context.timers.set(("close", connection), now + wait)
+        elif connection.we_ended and self.has_connection(connection):
+            due = ("close", connection)
+            if due not in self._context.timers:
+                # Set once: a peer must not prolong it by whatever it publishes.
+                wait = self._context.config.close_wait
+                self._context.timers.set(due, now + wait)
 
     def close_due(self, connection: Connection, now: float) -> None:
         """The peer did not close in time: its memory is withdrawn from it."""
-        if connection.we_ended:
-            self.remove_connection(connection, now, clean=False)
+        self.remove_connection(connection, now, clean=False)
+
+    def has_connection(self, connection: Connection) -> bool:
+        """Whether updates find this connection."""
+        # By identity: the token may belong to a later connection.
+        found = connection.group.connections.get(connection.alert_token)
+        return found is connection
+
+    # Invariants
+
+    def check(self) -> None:
+        """Check what must hold between any two calls.
+
+        Raises:
+            AssertionError: It does not; a fault of ours.
+        """
+        groups = self.groups.all()
+        assert set(self.flows) == set(groups), "flows of a group that is not there"
+        assert self.rmb_bytes == sum(group.rmb_bytes for group in groups)
+        users = Counter(
+            handshake.group
+            for handshake in self._context.handshakes
+            if handshake.group is not None and handshake.connection is None
+        )
+        for group in groups:
+            places = users[group] + len(group.connections)
+            assert group.places_taken == places, f"{group}: places and users differ"
+            assert not group.is_ended, f"{group}: ended, and still listed"
+            self._check_memory(group)
+            for token, connection in group.connections.items():
+                assert connection.alert_token == token
+                connection.check()
+
+    def _check_memory(self, group: LinkGroup) -> None:
+        idle = list(group.pool)
+        used = [connection.rmb for connection in group.connections.values()]
+        assert len({*idle, *used}) == len(idle) + len(used), f"{group}: RMB used twice"
+        for rmb in idle:
+            assert rmb.state is RmbState.CONFIRMED, f"{rmb} lies in the pool"
+            assert rmb.handshake is None, f"{rmb} lies in the pool, and is waited for"
+        for rmb in used:
+            assert rmb.state in {RmbState.REGISTERED, RmbState.CONFIRMED}, rmb

@@ -171,7 +171,7 @@ class GroupTable:
     ) -> LinkGroup | None:
         """Find a group that a Proposal's connection can join.
 
-        The key holds more than the peer ID, because that and the GID are unauthenticated
+        The key holds more than the peer ID, because that and the GID are only claims,
         and the answer discloses an rkey of the group.
 
         Reference: RFC 7609 section 3.5.2; kernel counterpart: smcr_lgr_match().

@@ -18,10 +18,12 @@ from pysmc.core.actions import PostSend
 from pysmc.core.rmb import Rmb, RmbState, RToken
 from pysmc.core.roles import Role
 from smcproto import llc
-from smcproto.constants import AddLinkReject, DeleteLinkReason
+from smcproto.constants import DeleteLinkReason
 from smcproto.errors import DecodeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pysmc.core.context import Context
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
@@ -45,11 +47,14 @@ class FlowListener(Protocol):
     def add_link_received(self, link: Link, message: llc.AddLink) -> None:
         """ADD LINK came: a request that we have refused, or a response."""
 
-    def rkey_confirmed(self, rmb: Rmb, accepted: bool, now: float) -> None:
+    def rkey_confirmed(self, rmb: Rmb, now: float, *, accepted: bool) -> None:
         """The peer answered CONFIRM RKEY, or did not in time (not accepted)."""
 
-    def rkey_deleted(self, rmb: Rmb, now: float) -> None:
+    def rkey_deleted(self, rmb: Rmb) -> None:
         """DELETE RKEY was answered, or its time is over: the memory is free."""
+
+    def rkeys_withdrawn(self, group: LinkGroup, rkeys: Sequence[int]) -> None:
+        """The peer's DELETE RKEY came: nobody may write there any more."""
 
     def link_unanswered(self, link: Link, now: float) -> None:
         """TEST LINK was not answered."""
@@ -168,6 +173,21 @@ class LlcFlows:
         )
         self._send(link, message)
 
+    def answer_delete_link(self, link: Link, message: llc.DeleteLink) -> None:
+        """Answer a server's DELETE LINK of one link.
+
+        Reference: RFC 7609 section 3.5.5.2 and A.3.4.
+        """
+        known = message.link_number == link.number
+        answer = llc.DeleteLink(
+            version=LLC_VERSION,
+            response=True,
+            link_number=message.link_number,
+            reason=DeleteLinkReason.OK if known else DeleteLinkReason.UNKNOWN_LINK,
+            orderly=message.orderly,
+        )
+        self._send(link, answer)
+
     def test_link(self, link: Link, now: float) -> None:
         """Ask the peer for a sign of life; silence ends with `link_unanswered`."""
         self._testing[link] = now
@@ -281,7 +301,6 @@ class LlcFlows:
                 version=LLC_VERSION,
                 response=True,
                 rejected=True,
-                reject_reason=AddLinkReject.NO_ALTERNATE_PATH,
                 mac=message.mac,
                 gid=message.gid,
                 qp_number=message.qp_number,
@@ -312,6 +331,7 @@ class LlcFlows:
         unknown = [
             rkey for rkey in message.rkeys if not self._group.rtokens.remove(rkey)
         ]
+        self._listener.rkeys_withdrawn(self._group, message.rkeys)
         self._send(
             link,
             llc.DeleteRkey(
@@ -349,6 +369,6 @@ class LlcFlows:
 
     def _report(self, flow: _Flow, *, accepted: bool, now: float) -> None:
         if isinstance(flow.request, llc.ConfirmRkey):
-            self._listener.rkey_confirmed(flow.rmb, accepted, now)
+            self._listener.rkey_confirmed(flow.rmb, now, accepted=accepted)
         else:
-            self._listener.rkey_deleted(flow.rmb, now)
+            self._listener.rkey_deleted(flow.rmb)

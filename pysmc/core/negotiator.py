@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pysmc.core.actions import CheckTcp, SendClc
+from pysmc.core.actions import CheckTcp, PublishUpdate, SendClc
 from pysmc.core.connection import Connection
 from pysmc.core.events import Established, Failed, FellBack
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
@@ -25,7 +25,7 @@ from pysmc.errors import (
 )
 from pysmc.reasons import Reason, reason
 from smcproto import clc
-from smcproto.constants import OsType, rmbe_bytes
+from smcproto.constants import DeleteLinkReason, OsType, rmbe_bytes
 from smcproto.diagnosis import PeerDiagnosis, describe
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ class Negotiator:
         """Find memory for the connection; goes on with `memory_ready`."""
         group = handshake.group
         assert group is not None
-        if not self._keeper.may_register(self._config.rmbe_bytes):
+        rmb = self._keeper.take_rmb(group)
+        if rmb is None:
             text = f"max_pinned_bytes is {self._config.max_pinned_bytes}."
             self.decline(handshake, reason("LIMIT", "local", text), now)
             return
-        rmb = self._keeper.take_rmb(group)
         handshake.rmb = rmb
         rmb.handshake = handshake
         if rmb.state is RmbState.CONFIRMED:
@@ -111,7 +111,23 @@ class Negotiator:
 
     def wait(self, handshake: Handshake, seconds: float, now: float) -> None:
         """Give the present state its deadline, within that of the whole handshake."""
-        when = min(now + seconds, max(handshake.ends_at, now))
+        self._set_deadline(handshake, min(now + seconds, handshake.ends_at))
+
+    def await_link(self, handshake: Handshake, now: float) -> None:
+        """The Confirm is through: CONFIRM LINK has its time, whatever went before.
+
+        The deadline of the whole handshake counts no longer, because it would bring
+        the two ends' Declines together.
+        """
+        handshake.confirmed_at = now
+        self._set_deadline(handshake, now + self.link_wait)
+
+    @property
+    def link_wait(self) -> float:
+        """Seconds that this role waits for CONFIRM LINK."""
+        raise NotImplementedError
+
+    def _set_deadline(self, handshake: Handshake, when: float) -> None:
         self._context.timers.set(("handshake", handshake), when)
 
     def time_over(self, handshake: Handshake, now: float) -> None:
@@ -122,12 +138,9 @@ class Negotiator:
                 text = "Preparing the link took too long."
                 self.decline(handshake, reason("LINK_FAILED", "local", text), now)
             case state.AWAIT_LINK:
-                handshake.move(HandshakeInput.LINK_SILENT)
-                self._context.timers.set(
-                    ("handshake", handshake), now + self._config.decline_wait
-                )
+                self.link_failed(handshake, reason("LINK_FAILED", "local"))
             case state.AWAIT_DECLINE:
-                self.decline(handshake, reason("LINK_FAILED", "local"), now)
+                self.decline_link(handshake, now)
             case state.AWAIT_ADD_LINK:
                 # Linux goes on with one link, and so do we.
                 self.add_link_over(handshake)
@@ -156,14 +169,20 @@ class Negotiator:
 
         Reference: RFC 7609 section 3.5.1.6. Version 2 of the message has 44 bytes.
         """
+        if not handshake.stream.is_empty:
+            # The rest of what the peer has begun would be read by the application.
+            text = f"peer's CLC message broke off while {handshake.state.value}"
+            error = RemoteProtocolError(text, section="RFC 7609 section 3.5.1")
+            self.fail(handshake, error, now)
+            return
         self.send(
             handshake,
             clc.Decline(
-                version=2,
+                version=handshake.version,
                 out_of_sync=out_of_sync,
                 peer_id=self._context.identity.peer_id,
                 diagnosis=why.code or PeerDiagnosis.INTERNAL,
-                os_type=OsType.LINUX,
+                os_type=OsType.LINUX if handshake.version > 1 else 0,
             ),
         )
         handshake.move(HandshakeInput.UNABLE)
@@ -209,8 +228,7 @@ class Negotiator:
             if needs_add_link
             else HandshakeInput.LINK_CONFIRMED
         )
-        if not handshake.move(happened):
-            return
+        handshake.move(happened)
         self._keeper.activate(link, now)
         if handshake.rmb is not None:
             handshake.rmb.state = RmbState.CONFIRMED
@@ -226,23 +244,41 @@ class Negotiator:
 
     def add_link_over(self, handshake: Handshake) -> None:
         """ADD LINK was answered, or did not come."""
-        if handshake.move(HandshakeInput.ADD_LINK_DONE):
-            self._context.actions.append(CheckTcp(handshake))
+        handshake.move(HandshakeInput.ADD_LINK_DONE)
+        self._context.actions.append(CheckTcp(handshake))
 
     def link_lost(self, handshake: Handshake, why: Reason, now: float) -> None:
         """The queue pair failed while the first link was being made."""
         state = HandshakeState
-        if handshake.state in {
-            state.PREPARING,
-            state.AWAIT_CONFIRM,
-            state.AWAIT_LINK,
-            state.AWAIT_DECLINE,
-        }:
-            self.decline(handshake, why, now)
-        elif not handshake.is_over:
-            # CONFIRM LINK is through, so a Decline is no longer allowed.
-            text = f"the first link failed while {handshake.state.value}: {why.text}"
-            self.fail(handshake, ConnectionReset(text, diagnosis=why.code or 0), now)
+        match handshake.state:
+            case state.PREPARING:
+                self.decline(handshake, why, now)
+            case state.AWAIT_CONFIRM:
+                # A Decline takes the place of a message of ours, and now it is the
+                # client's turn: what it says will be answered.
+                handshake.problem = why
+            case state.AWAIT_LINK | state.AWAIT_DECLINE:
+                self.link_failed(handshake, why)
+            case _:
+                # CONFIRM LINK is through, so a Decline is no longer allowed.
+                text = (
+                    f"the first link failed while {handshake.state.value}: {why.text}"
+                )
+                error = ConnectionReset(text, diagnosis=why.code or 0)
+                self.fail(handshake, error, now)
+
+    def link_failed(self, handshake: Handshake, why: Reason) -> None:
+        """There will be no link: whose turn it is may decline, the other one waits."""
+        if not handshake.move(HandshakeInput.LINK_FAILED):
+            return
+        handshake.problem = why
+        wait = self.link_wait + self._config.decline_wait
+        self._set_deadline(handshake, handshake.confirmed_at + wait)
+
+    def decline_link(self, handshake: Handshake, now: float) -> None:
+        """It is our turn to decline because of the first link."""
+        assert handshake.problem is not None
+        self.decline(handshake, handshake.problem, now)
 
     # Endings
 
@@ -252,6 +288,9 @@ class Negotiator:
         assert connection is not None
         connection.is_established = True
         self._over(handshake)
+        if connection.update_due:
+            # Something that the peer published before is to be answered.
+            self._context.actions.append(PublishUpdate(connection))
         self._context.events.append(Established(handshake, connection))
         self.ended(handshake, now)
 
@@ -259,15 +298,14 @@ class Negotiator:
         """The TCP stream cannot be trusted: the connection is lost."""
         handshake.move(HandshakeInput.BROKEN)
         self._over(handshake)
-        self.release(handshake, now, clean=False)
         self._context.events.append(Failed(handshake, error))
+        self.release(handshake, now, clean=False)
         self.ended(handshake, now)
 
     def abandon(self, handshake: Handshake, now: float) -> None:
         """The driver gave up: give everything back, without news. Idempotent."""
-        if handshake.is_over:
+        if not handshake.move(HandshakeInput.BROKEN):
             return
-        handshake.move(HandshakeInput.BROKEN)
         self._over(handshake)
         self.release(handshake, now, clean=False)
         self.ended(handshake, now)
@@ -289,8 +327,13 @@ class Negotiator:
         if group is None:
             return
         if handshake.first_contact:
-            text = "the first contact of this link group failed"
-            self._keeper.end_group(group, now, error=ConnectionReset(text), tell=None)
+            # Its link may be confirmed, and in use at the other end.
+            self._keeper.end_group(
+                group,
+                now,
+                error=ConnectionReset("the first contact of this link group failed"),
+                tell=DeleteLinkReason.PROGRAM,
+            )
         elif connection is not None:
             self._keeper.remove_connection(connection, now, clean=clean)
         else:
@@ -300,8 +343,8 @@ class Negotiator:
 
     def _fall_back(self, handshake: Handshake, why: Reason, now: float) -> None:
         self._over(handshake)
-        self.release(handshake, now, clean=True)
         self._context.events.append(FellBack(handshake, why))
+        self.release(handshake, now, clean=True)
         self.ended(handshake, now)
 
     def _over(self, handshake: Handshake) -> None:

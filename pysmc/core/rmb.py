@@ -15,6 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pysmc.core.handshake import Handshake
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
@@ -39,6 +41,7 @@ class RmbState(Enum):
 
     REGISTERING = "registering"  # the fabric was asked for the memory
     REGISTERED = "registered"  # ours; the peer has no RToken for it
+    CONFIRMING = "confirming"  # CONFIRM RKEY is on its way
     CONFIRMED = "confirmed"  # the peer has its RToken
     DELETING = "deleting"  # DELETE RKEY was sent
     GONE = "gone"  # deregistered
@@ -83,6 +86,9 @@ class RmbPool:
     def __len__(self) -> int:
         return len(self._idle)
 
+    def __iter__(self) -> Iterator[Rmb]:
+        return iter(self._idle)
+
     def take(self, length: int) -> Rmb | None:
         """Take an idle RMB of exactly this length, the most recently used one."""
         for index in range(len(self._idle) - 1, -1, -1):
@@ -100,6 +106,10 @@ class RmbPool:
         if len(self._idle) > self._limit:
             return self._idle.pop(0)
         return None
+
+    def clear(self) -> None:
+        """Forget every RMB: the group's memory is gone as a whole."""
+        self._idle.clear()
 
 
 class RTokenTable:

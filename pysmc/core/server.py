@@ -38,6 +38,10 @@ __all__ = ["ServerNegotiator"]
 CONNECTIONS_LEAST = 16
 """Fewest connections a group that a version 2.1 peer may offer (Linux)."""
 
+ANSWER_SHARE = 0.8
+"""Share of a client's wait for the Accept that we use at most: a Decline in time is a
+fallback, one that comes later meets a client that has given up."""
+
 PeerKey = tuple[Hashable, ...]
 
 
@@ -80,6 +84,8 @@ class ServerNegotiator(Negotiator):
     def _receive_proposal(
         self, handshake: Handshake, proposal: clc.Proposal, now: float
     ) -> None:
+        handshake.version = min(proposal.version, 2)
+        handshake.answer_by = now + ANSWER_SHARE * self._config.accept_wait
         problem = self._judge(proposal)
         if problem is not None:
             self.decline(handshake, problem, now)
@@ -150,7 +156,7 @@ class ServerNegotiator(Negotiator):
         elif key in self._first_contacts:
             self._queues.setdefault(key, deque()).append(handshake)
             handshake.move(HandshakeInput.BUSY)
-            self.wait(handshake, self._config.confirm_link_client_wait, now)
+            self.wait(handshake, handshake.answer_by - now, now)
         elif self._has_too_many_groups(proposal.peer_id):
             text = (
                 "There are max_link_groups_per_peer ="
@@ -168,7 +174,7 @@ class ServerNegotiator(Negotiator):
 
     def _prepare(self, handshake: Handshake, now: float) -> None:
         handshake.move(HandshakeInput.PROPOSAL)
-        self.wait(handshake, 2 * self._config.llc_wait, now)
+        self.wait(handshake, handshake.answer_by - now, now)
 
     def _open_group(self, handshake: Handshake) -> None:
         proposal, offer = handshake.proposal, handshake.offer
@@ -249,6 +255,12 @@ class ServerNegotiator(Negotiator):
     def _receive_confirm(
         self, handshake: Handshake, confirm: clc.Confirm, now: float
     ) -> None:
+        if handshake.problem is not None:
+            # The link was lost meanwhile: our Decline has to wait for its turn.
+            handshake.move(HandshakeInput.CONFIRM_FIRST)
+            self.await_link(handshake, now)
+            self.link_failed(handshake, handshake.problem)
+            return
         problem = self._judge_confirm(handshake, confirm)
         if problem is not None:
             self._refuse_confirm(handshake, problem, now)
@@ -330,9 +342,14 @@ class ServerNegotiator(Negotiator):
         )
         handshake.move(HandshakeInput.CONFIRM_FIRST)
         # One wait for connecting and for the answer: the client's has to be longer.
-        self.wait(handshake, self._config.confirm_link_server_wait, now)
+        self.await_link(handshake, now)
         link.move(LinkInput.CONNECT)
         self._context.actions.append(ConnectQueuePair(link, link.remote, passive=True))
+
+    @property
+    def link_wait(self) -> float:
+        """Seconds that a server waits for the answer to CONFIRM LINK."""
+        return self._config.confirm_link_server_wait
 
     def pair_connected(self, handshake: Handshake) -> None:
         """First contact: the queue pair works; CONFIRM LINK goes out on it."""
@@ -369,7 +386,8 @@ class ServerNegotiator(Negotiator):
     def add_link_received(self, handshake: Handshake, message: llc.AddLink) -> None:
         """The client answered ADD LINK; there is no second port in any case."""
         link = handshake.link
-        if not message.response or link is None:
+        assert link is not None
+        if not message.response or handshake.state is not HandshakeState.AWAIT_ADD_LINK:
             return
         if not message.rejected:
             self.flows(link).delete_link(link, message.link_number)
@@ -391,6 +409,18 @@ class ServerNegotiator(Negotiator):
         for queued in waiting:
             if queued.state is HandshakeState.QUEUED:
                 self._decide(queued, now)
+
+    def check(self) -> None:
+        """Check that nobody waits for, or behind, a handshake that is over.
+
+        Raises:
+            AssertionError: Somebody does; a fault of ours.
+        """
+        for handshake in self._first_contacts.values():
+            assert not handshake.is_over, f"{handshake} is over, and holds up others"
+        for key, queue in self._queues.items():
+            assert key in self._first_contacts, "a queue behind nobody"
+            assert all(each.state is HandshakeState.QUEUED for each in queue)
 
     def _forget_queued(self, key: PeerKey, handshake: Handshake) -> None:
         queue = self._queues.get(key)

@@ -8,7 +8,10 @@ Reference: the waits of RFC 7609 sections 3.5 and 4.8; kernel counterpart: smc_l
 from __future__ import annotations
 
 import heapq
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Timers"]
 
@@ -30,6 +33,12 @@ class Timers(Generic[Subject]):
 
     def __len__(self) -> int:
         return len(self._living)
+
+    def __iter__(self) -> Iterator[Subject]:
+        return iter(self._living)
+
+    def __contains__(self, subject: Subject) -> bool:
+        return subject in self._living
 
     def set(self, subject: Subject, when: float) -> None:
         """Give the subject this deadline, in place of one it may have."""
@@ -56,11 +65,14 @@ class Timers(Generic[Subject]):
             heapq.heappop(self._heap)
         return None
 
-    def take_due(self, now: float) -> list[Subject]:
-        """Take away and give every subject whose deadline has come, earliest first."""
-        due: list[Subject] = []
-        while (when := self.next()) is not None and when <= now:
-            subject = heapq.heappop(self._heap)[2]
-            del self._living[subject]
-            due.append(subject)
-        return due
+    def pop_due(self, now: float) -> Subject | None:
+        """Take away and give the subject whose deadline came first; None for none.
+
+        One at a time, because what one deadline causes may cancel the next.
+        """
+        when = self.next()
+        if when is None or when > now:
+            return None
+        subject = heapq.heappop(self._heap)[2]
+        del self._living[subject]
+        return subject

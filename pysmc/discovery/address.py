@@ -11,9 +11,9 @@ which keeps one socket for each (namespace, device, 4-tuple).
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -31,6 +31,13 @@ MAPPED_PREFIX = bytes(10) + b"\xff\xff"
 """First 12 bytes of an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)."""
 LOOPBACK_OF_ANY = {bytes(4): b"\x7f\0\0\1", bytes(16): bytes(15) + b"\x01"}
 """Linux connects to the loopback address when the unspecified one is dialled."""
+
+NONLOCAL_BIND = {
+    socket.AF_INET: "/proc/sys/net/ipv4/ip_nonlocal_bind",
+    socket.AF_INET6: "/proc/sys/net/ipv6/ip_nonlocal_bind",
+}
+"""Whether sockets may be bound to addresses that are not the host's."""
+SYSCTL_BYTES = 16
 
 RTM_NEWROUTE, RTM_GETROUTE, NLM_F_REQUEST = 24, 26, 1
 RTA_DST, RTA_OIF, RTN_LOCAL = 1, 4, 2
@@ -147,12 +154,15 @@ def is_local(target: Endpoint) -> bool:
 
 
 def _binds_anywhere(family: socket.AddressFamily) -> bool:
-    version = "ipv4" if family == socket.AF_INET else "ipv6"
+    # Each time anew, for it may change; by three system calls, not by a file object's.
     try:
-        text = Path(f"/proc/sys/net/{version}/ip_nonlocal_bind").read_text("ascii")
+        fileno = os.open(NONLOCAL_BIND[family], os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # no /proc: the sysctl's default is off
         return False
-    return text.strip() != "0"
+    try:
+        return os.read(fileno, SYSCTL_BYTES).strip() != b"0"
+    finally:
+        os.close(fileno)
 
 
 def _is_routed_locally(target: Endpoint) -> bool:

@@ -213,6 +213,10 @@ class Child:
 
     async def heard(self) -> Any:
         """Read the next line while the loop goes on."""
+        await self._readable()
+        return self.hear()
+
+    async def _readable(self) -> None:
         loop = asyncio.get_running_loop()
         ready = asyncio.Event()
         loop.add_reader(self._pipe, ready.set)
@@ -220,7 +224,18 @@ class Child:
             await asyncio.wait_for(ready.wait(), READY_WAIT)
         finally:
             loop.remove_reader(self._pipe)
-        return self.hear()
+
+    async def finish(self) -> None:
+        """Wait until it has ended by itself, without an error."""
+        await self._readable()
+        assert self._pipe.read(1) == b"", "the child has more to say"
+        self._ended = True
+        self._pipe.close()
+        self._collect()
+
+    def _collect(self) -> None:
+        """Take the exit status; its pipe is closed, so this does not wait."""
+        assert os.waitpid(self.pid, 0) == (self.pid, 0)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, SIGKILL unless told."""

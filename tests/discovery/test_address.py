@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,6 +21,7 @@ from pysmc.discovery.address import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 LOOPBACK6 = bytes(15) + b"\x01"
 
@@ -182,7 +182,7 @@ def test_routing_table_is_asked_where_any_address_can_be_bound(
         def bind(self, _: Any, /) -> None:
             return
 
-    monkeypatch.setattr(Path, "read_text", lambda *_: "1\n")
+    monkeypatch.setattr(address, "_binds_anywhere", lambda _: True)
     monkeypatch.setattr(socket, "socket", Freebind)
     found = endpoint((host, 80))
     assert found is not None
@@ -195,7 +195,7 @@ def test_without_routing_table_nothing_is_local(
     def refuse(*_: object) -> socket.socket:
         raise PermissionError(errno.EPERM, "no netlink here")
 
-    monkeypatch.setattr(Path, "read_text", lambda *_: "1\n")
+    monkeypatch.setattr(address, "_binds_anywhere", lambda _: True)
     found = Endpoint(b"\x7f\0\0\1", 80)
     real = socket.socket
 
@@ -206,14 +206,22 @@ def test_without_routing_table_nothing_is_local(
     assert not is_local(found)
 
 
-def test_without_proc_the_default_of_the_kernel_holds(
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0\n", False), ("1\n", True), (None, False)]
+)
+def test_sysctl(
+    text: str | None,
+    expected: bool,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_: object) -> str:
-        raise FileNotFoundError(errno.ENOENT, "no /proc")
-
-    monkeypatch.setattr(Path, "read_text", fail)
-    assert is_local(Endpoint(b"\x7f\0\0\1", 80))
+    path = tmp_path / "ip_nonlocal_bind"
+    if text is not None:
+        path.write_text(text, encoding="ascii")
+    monkeypatch.setitem(address.NONLOCAL_BIND, socket.AF_INET, str(path))
+    before = len(os.listdir("/proc/self/fd"))
+    assert address._binds_anywhere(socket.AF_INET) is expected
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_scope_goes_into_the_question() -> None:

@@ -701,7 +701,7 @@ async def test_a_child_cannot_use_the_parents_and_does_it_no_harm(
     for discovery in (client, server):
         child = fork(_use_the_parents, discovery, listener, conn, mark)
         assert await child.heard() == 7
-        child.end()
+        await child.finish()
     verdicts = await asyncio.gather(client.wait_confirmed(mark), server.confirm(conn))
     assert [kit.short(verdict) for verdict in verdicts] == ["SMC", "SMC"]
     assert announcement.is_holder
@@ -734,6 +734,7 @@ async def test_a_child_may_make_its_own(kit: Any, fork: Any, make_kit: Any) -> N
     assert announcement.is_holder, "the child's close was its copy's"
     announcement.close()
     assert await child.heard() == "took over"
+    await child.finish()
 
 
 async def _close_coroutine(say: Callable[[Any], None], task: asyncio.Task[Any]) -> None:
@@ -759,7 +760,9 @@ async def test_what_a_child_collects_stays_registered_in_the_parent(
         client.close()
         task = kit.loop.create_task(server.confirm(conn))
         await kit.until(lambda: server._offers)
-    assert await fork(_close_coroutine, task).heard() == "closed"
+    child = fork(_close_coroutine, task)
+    assert await child.heard() == "closed"
+    await child.finish()
     (conn if end == "client" else sock).send(b"hello")
     verdict = await asyncio.wait_for(task, 5)
     assert kit.short(verdict) == "MARK_LOST/peer"

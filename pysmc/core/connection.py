@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection"]
 
 Update = tuple[int, int, int, int, int]
-"""(sequence, alert token, producer, consumer, flags), see `pysmc.fabric.base.Update`."""
+"""(sequence, alert token, producer, consumer, flags): `pysmc.fabric.base.Update`."""
 
 # Plain ints: IntFlag arithmetic costs microseconds, and this runs for every update.
 _BLOCKED = int(ProducerFlags.WRITER_BLOCKED) << 8

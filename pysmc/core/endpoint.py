@@ -443,11 +443,8 @@ class Endpoint:
 
     # Invariants
 
-    def check(self, now: float) -> None:
+    def check(self) -> None:
         """Check what must hold between any two calls; for tests and simulations.
-
-        Args:
-            now: The time in seconds, after `handle_timer` ran.
 
         Raises:
             AssertionError: It does not; a fault of ours.

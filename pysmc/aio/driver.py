@@ -476,8 +476,9 @@ class Driver:
                 group.handle = self._devices[group.fabric].create_domain()
             pair = group.handle.create_queue_pair()
         except FabricError as error:
-            status, detail = error.status, error.detail
-            self.endpoint.pair_failed(link, status, detail, self.time())
+            self.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self.time()
+            )
             return
         link.handle = pair
         self._links[pair] = link
@@ -496,8 +497,9 @@ class Driver:
         try:
             link.handle.connect(there, link.local.psn, passive=action.passive)
         except FabricError as error:
-            status, detail = error.status, error.detail
-            self.endpoint.pair_failed(link, status, detail, self.time())
+            self.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self.time()
+            )
             return
         self.endpoint.pair_connecting(link, self.time())
 
@@ -517,7 +519,9 @@ class Driver:
         try:
             region = rmb.group.handle.register(rmb.length)
         except FabricError as error:
-            self.endpoint.memory_failed(rmb, error.status, error.detail, self.time())
+            self.endpoint.memory_failed(
+                rmb, _status_of(error), error.detail, self.time()
+            )
             return
         rmb.handle = region
         rkey = region.rkey_on(rmb.group.links[0].handle)
@@ -600,6 +604,12 @@ class Driver:
             device.close()
         self.discovery.close()
         _living.discard(self)
+
+
+def _status_of(error: FabricError) -> str:
+    """Give the value of the status that an error names."""
+    known = Status.__members__.get(error.status)
+    return error.status if known is None else known.value
 
 
 def is_tcp(sock: socket.socket) -> bool:

@@ -2,9 +2,10 @@
 
 Decides how long to look and when to sleep; what has completed is the driver's business.
 On this level a wake-up from another processor costs ten times what a message costs, so
-looking a little longer is worth it, but only where an answer is likely soon: the length
-of recent waits is learnt, and while they are longer than the budget only one wait in
-sixteen is tried with looking.
+looking a little longer is worth it, but only where something is likely to come soon.
+That is learnt from looking itself: each success earns credit, each failure costs more
+than it, and without credit only one wait in sixteen is tried. (The length of waits that
+were slept through says little: most of it is the very wake-up that looking avoids.)
 
 It never yields the processor while it looks: with other runnable tasks that gives the
 core away for up to a tick, and for a short budget sleeping is better then.
@@ -31,10 +32,10 @@ EventList = list[tuple[selectors.SelectorKey, int]]
 
 PROBE_EVERY = 16
 """Of the waits in which looking is not expected to pay, how many are tried anyway."""
-WEIGHT = 0.125
-"""Share of the newest wait in the learnt one."""
-LONG_WAITS = 4.0
-"""A wait counts as at most this many budgets, so that one pause is soon forgotten."""
+CREDIT_MAX = 16
+CREDIT_OF_PROBE = 6
+"""Credit after one success without any: enough for both ends to find each other."""
+COST_OF_FAILURE = 2
 LOOKS_BETWEEN_CLOCKS = 8
 
 
@@ -57,7 +58,7 @@ class FabricSelector(selectors.DefaultSelector):
         self._budget = busy_poll_us / 1e6
         self._is_worth = is_worth
         self._devices: list[tuple[Device, selectors.SelectorKey]] = []
-        self._learnt = 0.0
+        self._credit = CREDIT_OF_PROBE
         self._skipped = 0
 
     def add_device(self, device: Device) -> None:
@@ -79,9 +80,11 @@ class FabricSelector(selectors.DefaultSelector):
         if timeout is not None and timeout <= 0:
             return super().select(0)
         began = time.perf_counter()
-        if self._may_look() and self._look(began, timeout):
-            self._learn(time.perf_counter() - began)
-            return self._merge(self._pending(), super().select(0))
+        if self._may_look():
+            if self._look(began, timeout):
+                self._earn()
+                return self._merge(self._pending(), super().select(0))
+            self._credit = max(0, self._credit - COST_OF_FAILURE)
         return self._sleep(began, timeout)
 
     def _sleep(self, began: float, timeout: float | None) -> EventList:
@@ -94,10 +97,7 @@ class FabricSelector(selectors.DefaultSelector):
         events = super().select(timeout)
         for device in armed:
             device.disarm()
-        ready = self._pending()
-        if ready or self._names_device(events):
-            self._learn(time.perf_counter() - began)
-        return self._merge(ready, events)
+        return self._merge(self._pending(), events)
 
     def _pending(self) -> EventList:
         return [
@@ -105,10 +105,6 @@ class FabricSelector(selectors.DefaultSelector):
             for device, key in self._devices
             if device.pending()
         ]
-
-    def _names_device(self, events: EventList) -> bool:
-        devices = {key.fd for _, key in self._devices}
-        return any(key.fd in devices for key, _ in events)
 
     def _merge(self, ready: EventList, events: EventList) -> EventList:
         """Report each device once, even if its descriptor is readable as well."""
@@ -132,7 +128,7 @@ class FabricSelector(selectors.DefaultSelector):
     def _may_look(self) -> bool:
         if not self._budget or not self._is_worth():
             return False
-        if self._learnt > self._budget:
+        if not self._credit:
             self._skipped += 1
             if self._skipped < PROBE_EVERY:
                 return False
@@ -159,6 +155,8 @@ class FabricSelector(selectors.DefaultSelector):
                 return True
         return False
 
-    def _learn(self, waited: float) -> None:
-        waited = min(waited, LONG_WAITS * self._budget)
-        self._learnt += WEIGHT * (waited - self._learnt)
+    def _earn(self) -> None:
+        if self._credit:
+            self._credit = min(CREDIT_MAX, self._credit + 1)
+        else:
+            self._credit = CREDIT_OF_PROBE

@@ -1,0 +1,231 @@
+"""Both ends of a connection in one loop, and other processes, for the asyncio room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytest
+
+import pysmc
+from pysmc.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = "127.0.0.1"
+PATIENCE = 20.0
+"""Seconds after which something that should have happened will not."""
+
+
+def count_descriptors() -> int:
+    """Count our descriptors; the one that lists them is always among them."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+class Recorder(asyncio.Protocol):
+    """Remembers what a transport did, and wakes whoever waits for it."""
+
+    def __init__(self, *, keep_open: bool = False, pause: bool = False) -> None:
+        self.calls: list[str] = []
+        self.data = bytearray()
+        self.error: BaseException | None = None
+        self.keep_open = keep_open
+        self.pause = pause
+        self.transport: Any = None
+        self.info_when_made: Any = None
+        self._changed = asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.info_when_made = transport.get_extra_info("smc")
+        if self.pause:
+            self.transport.pause_reading()
+        self._note("made")
+
+    def data_received(self, data: bytes) -> None:
+        assert type(data) is bytes
+        self.data += data
+        self._note("data")
+
+    def eof_received(self) -> bool:
+        self._note("eof")
+        return self.keep_open
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.error = exc
+        self._note("lost")
+
+    def pause_writing(self) -> None:
+        self._note("pause_writing")
+
+    def resume_writing(self) -> None:
+        self._note("resume_writing")
+
+    def _note(self, call: str) -> None:
+        if call != "data" or self.calls[-1:] != ["data"]:
+            self.calls.append(call)
+        self._changed.set()
+
+    async def until(self, done: Callable[[], Any]) -> None:
+        """Wait until something is so, looking after each call."""
+        async with asyncio.timeout(PATIENCE):
+            while not done():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_call(self, call: str) -> None:
+        await self.until(lambda: call in self.calls)
+
+    async def until_bytes(self, count: int) -> None:
+        await self.until(lambda: len(self.data) >= count)
+
+
+class Ends(NamedTuple):
+    """Both ends of one connection."""
+
+    client: Any
+    server: Any
+
+    @property
+    def transports(self) -> tuple[Any, Any]:
+        return self.client.transport, self.server.transport
+
+
+class Kit:
+    """Runs scenarios on a loop of ours, and checks what they leave behind."""
+
+    Recorder = Recorder
+    Ends = Ends
+    host = HOST
+    count_descriptors = staticmethod(count_descriptors)
+
+    def __init__(self) -> None:
+        self.problems: list[dict[str, Any]] = []
+        self.children: list[subprocess.Popen[str]] = []
+
+    def run(
+        self,
+        scenario: Callable[..., Coroutine[Any, Any, Any]],
+        *args: Any,
+        config: Config | None = None,
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        problems: int = 0,
+    ) -> Any:
+        """Run a scenario on a new loop.
+
+        Args:
+            scenario: A coroutine function.
+            args: For the scenario.
+            config: Of the loop.
+            factory: Makes a loop of another kind.
+            problems: How often the loop's exception handler is expected to be called.
+        """
+        before = count_descriptors()
+        if factory is None:
+            factory = lambda: pysmc.new_event_loop(config or Config())  # noqa: E731
+        self.problems.clear()
+        with asyncio.Runner(loop_factory=factory) as runner:
+            loop = runner.get_loop()
+            loop.set_exception_handler(lambda _, context: self.problems.append(context))
+            result = runner.run(self._bounded(scenario, args))
+        assert len(self.problems) == problems, self.problems
+        self.problems.clear()
+        assert count_descriptors() == before, "descriptors were left open"
+        return result
+
+    async def _bounded(self, scenario: Any, args: Any) -> Any:
+        async with asyncio.timeout(PATIENCE * 2):
+            result = await scenario(*args)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left, f"tasks were left running: {left}"
+        return result
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        self, factory: Callable[[], asyncio.BaseProtocol], **options: Any
+    ) -> AsyncIterator[int]:
+        """Serve in the running loop; gives the port."""
+        loop = asyncio.get_running_loop()
+        options = {"host": HOST, "port": 0} | options
+        server = await loop.create_server(factory, **options)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            await server.wait_closed()
+
+    @contextlib.asynccontextmanager
+    async def connected(
+        self,
+        client: Callable[[], Any] = Recorder,
+        server: Callable[[], Any] = Recorder,
+        **options: Any,
+    ) -> AsyncIterator[Ends]:
+        """Connect two protocols in the running loop; afterwards both are aborted."""
+        loop = asyncio.get_running_loop()
+        accepted: list[Any] = []
+
+        def make() -> Any:
+            accepted.append(server())
+            return accepted[-1]
+
+        async with self.serving(make) as port:
+            _, protocol = await loop.create_connection(client, HOST, port, **options)
+            async with asyncio.timeout(PATIENCE):
+                while not accepted or getattr(accepted[0], "transport", 1) is None:
+                    await asyncio.sleep(0)
+            ends = Ends(protocol, accepted[0])
+            try:
+                yield ends
+            finally:
+                for end in ends:
+                    if "lost" not in getattr(end, "calls", ["lost"]):
+                        end.transport.abort()
+                        await end.until_call("lost")
+
+    def spawn(self, code: str, *args: Any, **options: Any) -> subprocess.Popen[str]:
+        """Run Python code in a process of its own; its lines are read by `lines`."""
+        child = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            **options,
+        )
+        self.children.append(child)
+        return child
+
+    def end(self) -> None:
+        """End what still runs."""
+        for child in self.children:
+            child.kill()
+            child.communicate(timeout=PATIENCE)
+
+
+@pytest.fixture
+def kit() -> Iterator[Kit]:
+    made = Kit()
+    yield made
+    made.end()
+
+
+@pytest.fixture(params=["smcr", "tcp"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """What carries the connection: the contract is the same."""
+    return str(request.param)
+
+
+@pytest.fixture
+def config(mode: str) -> Config:
+    return Config() if mode == "smcr" else Config(discovery=())

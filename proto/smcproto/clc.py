@@ -19,6 +19,7 @@ from smcproto.clc_header import (
     HEADER_FIELDS,
     ClcBase,
     ClcHeader,
+    check_version,
     open_frame,
     parse_header,
 )
@@ -136,14 +137,12 @@ class Decline(ClcBase):
         Raises:
             EncodeError: Version 1 has no place for a value, or it does not fit.
         """
+        check_version(self.version, 15)
         if self.version > 1:
             fixed = _DECLINE_V2.build_from(
                 self, type=self.TYPE, length=DECLINE_V2_BYTES
             )
             return fixed + EYECATCHER_SMCR
-        if self.version < 1:
-            msg = f"version {self.version}"
-            raise EncodeError(msg, field="version", offset=7)
         if self.os_type or any(self.extra):
             msg = "a version 1 Decline has no OS type and no extra codes"
             raise EncodeError(msg, field="extra")

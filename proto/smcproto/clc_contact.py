@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
-from smcproto.clc_header import HEADER_FIELDS, ClcBase
+from smcproto.clc_header import HEADER_FIELDS, ClcBase, check_version
 from smcproto.clc_v2 import AcceptExtension, ConfirmExtension
 from smcproto.constants import (
     ACCEPT_V2_BYTES,
@@ -91,6 +91,7 @@ class _Contact(ClcBase):
 
     def _build(self, v2: bytes) -> bytes:
         """Give the bytes, with those of the version 2 part."""
+        check_version(self.version, 2)
         if not self.rmbe_index:
             raise EncodeError(_INDEX_PROBLEM, field="rmbe_index", offset=45)
         if (self.version == 2) != bool(v2):

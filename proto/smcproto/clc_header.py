@@ -35,7 +35,7 @@ from smcproto.constants import (
     SMCD_ACCEPT_V2_RELEASE_1_BYTES,
     ClcType,
 )
-from smcproto.errors import DecodeError
+from smcproto.errors import DecodeError, EncodeError
 from smcproto.layout import uint
 
 if TYPE_CHECKING:
@@ -167,6 +167,21 @@ def open_frame(data: Buffer) -> tuple[ClcHeader, bytes]:
             offset=header.length - CLC_TRAILER_BYTES,
         )
     return header, message
+
+
+def check_version(version: int, highest: int) -> None:
+    """Refuse to build a message that our own ``parse_header`` would not take.
+
+    Args:
+        version: Version nibble.
+        highest: The highest that may be sent in such a message.
+
+    Raises:
+        EncodeError: The version is 0, or too high.
+    """
+    if not 1 <= version <= highest:
+        msg = f"version {version}: 1 to {highest}"
+        raise EncodeError(msg, field="version", offset=7)
 
 
 class ClcBase:

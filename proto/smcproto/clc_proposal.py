@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple, Self
 
-from smcproto.clc_header import HEADER_FIELDS, ClcBase
+from smcproto.clc_header import HEADER_FIELDS, ClcBase, check_version
 from smcproto.clc_v2 import ProposalExtension
 from smcproto.constants import (
     CLC_TRAILER_BYTES,
@@ -234,6 +234,7 @@ class Proposal(ClcBase):
         Raises:
             EncodeError: Parts contradict each other, or a value does not fit.
         """
+        check_version(self.version, 15)
         offset = self.iparea_offset
         if offset is None:
             offset = _usual_offset(self.version, self.typev1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
 from smcproto.clc_contact import read_fixed_part
-from smcproto.clc_header import HEADER_FIELDS, ClcBase
+from smcproto.clc_header import HEADER_FIELDS, ClcBase, check_version
 from smcproto.clc_v2 import SmcdAcceptExtension
 from smcproto.constants import CLC_TRAILER_BYTES, EYECATCHER_SMCD, ClcType, PathType
 from smcproto.errors import EncodeError
@@ -72,6 +72,7 @@ class _SmcdContact(ClcBase):
         Raises:
             EncodeError: Parts contradict each other, or a value does not fit.
         """
+        check_version(self.version, 2)
         if (self.version == 2) != (self.v2 is not None):
             msg = f"version {self.version} and the version 2 part do not agree"
             raise EncodeError(

@@ -58,15 +58,17 @@ _CONFIRM_RKEY_CONTINUATION: Final = Layout(
     raw("other_links", 39),
     start=FLAGS_AT,
 )
-_DELETE_RKEY: Final = Layout(
-    "DELETE RKEY",
-    bits(RESPONSE, Bit("refused", 0x20, bool)),
-    uint("count", 1),
-    uint("errors", 1),
-    reserved(2),
-    start=FLAGS_AT,
-)
-
+_DELETE_RKEYS: Final = {
+    version: Layout(
+        "DELETE RKEY",
+        bits(RESPONSE, Bit("refused", 0x20, bool)),
+        uint("count", 1),
+        uint("error_mask" if version == 1 else "invalid_count", 1),
+        reserved(2),
+        start=FLAGS_AT,
+    )
+    for version in (1, 2)
+}
 _OTHER_LINKS: Final = Rows("other_links", "BIQ")
 _RKEYS: Final = Rows("rkeys", "I")
 
@@ -242,9 +244,8 @@ class DeleteRkey(LlcBase):
     @classmethod
     def read(cls, data: bytes, version: int) -> Self:
         """Read it; raises DecodeError."""
-        values = _DELETE_RKEY.parse(data, FLAGS_AT)
+        values = _DELETE_RKEYS[version].parse(data, FLAGS_AT)
         count = values.pop("count")
-        values["error_mask" if version == 1 else "invalid_count"] = values.pop("errors")
         listed = count
         if version == 1:
             if count > DELETE_RKEY_V1_MAX:
@@ -288,14 +289,10 @@ class DeleteRkey(LlcBase):
         if wrong:
             msg = f"version {self.version} has no {field}"
             raise EncodeError(msg, field=field)
-        body = _DELETE_RKEY.build(
-            {
-                "response": self.response,
-                "refused": self.refused,
-                "count": announced_count("count", listed, self.count, room),
-                "errors": self.error_mask or self.invalid_count,
-            }
-        )
+        count = announced_count("count", listed, self.count, room)
+        # An unknown version has no layout; build_message refuses it.
+        layout = _DELETE_RKEYS.get(self.version, _DELETE_RKEYS[2])
+        body = layout.build_from(self, count=count)
         keys = _RKEYS.build((rkey,) for rkey in self.rkeys)
         return build_message(self.TYPE, self.version, body + keys)
 

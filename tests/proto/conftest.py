@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smcproto import cdc, clc, llc, tcp_option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROTO = Path(__file__).resolve().parents[2] / "proto"
 PLANES = ("clc", "llc", "cdc", "tcp_option")
@@ -90,6 +95,17 @@ def default_of(message: object, path: str) -> Any:
     return default.hex() if isinstance(default, bytes) else default
 
 
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Switch tracing off: for measuring time, and for loops that repeat themselves."""
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
 class ProtoData:
     """What tests ask for by the fixture ``proto``."""
 
@@ -98,6 +114,7 @@ class ProtoData:
     flatten = staticmethod(flatten)
     default_of = staticmethod(default_of)
     load_toml = staticmethod(load_toml)
+    untraced = staticmethod(untraced)
     valid = staticmethod(valid_vectors)
 
     @staticmethod

@@ -47,7 +47,8 @@ def test_the_client_is_killed(programs, kept, wait_until):
     port = survivor.ask("serve", kind="both_ways")["port"]
     victims = programs.script("victims")
     assert victims.json() == {"ready": True}
-    modes, delivered, before = Counter(), 0, None
+    modes: Counter[str] = Counter()
+    delivered, before = 0, None
     for seed in range(RUNS):
         after = random.Random(seed).uniform(*MOMENTS[seed % 2])
         victims.tell(role="client", port=port, after=after)
@@ -71,7 +72,8 @@ def test_the_server_is_killed(programs, kept, wait_until):
     survivor = programs.agent(env=QUIET_SOON)
     victims = programs.script("victims")
     assert victims.json() == {"ready": True}
-    endings, delivered, before = Counter(), 0, None
+    endings: Counter[str] = Counter()
+    delivered, before = 0, None
     for seed in range(RUNS):
         after = random.Random(seed).uniform(*MOMENTS[seed % 2])
         victims.tell(role="server", after=after)

@@ -33,7 +33,10 @@ from position_code import (  # type: ignore[import-not-found]
     PositionCode,
 )
 
+# A process of another user may not be able to load these later.
 import pysmc
+import pysmc.aio.loop
+import pysmc.fabric.shm
 
 PATIENCE = 25.0
 """Seconds that one order may take."""
@@ -220,6 +223,14 @@ class Agent:
             answers.append(await reader.readline())
         return {"answers": [answer.decode() for answer in answers]}
 
+    async def do_greetings(self) -> dict[str, Any]:
+        """Read a line from every open connection; gives it with the own TCP port."""
+        greetings = []
+        for reader, writer in self._opened:
+            line = (await reader.readline()).decode()
+            greetings.append([line, writer.get_extra_info("sockname")[1]])
+        return {"greetings": greetings}
+
     async def do_upload(self, total: int) -> dict[str, Any]:
         """Send a position-coded stream over the open connection; gives both hashes."""
         ((reader, writer),) = self._opened
@@ -341,8 +352,6 @@ def restrict(options: argparse.Namespace) -> None:
     """Take away from this process what the options name."""
     if options.eid:
         # Another network namespace, as far as the fabric can tell.
-        import pysmc.fabric.shm
-
         pysmc.fabric.shm.host_eid = lambda: options.eid
     if options.no_memfd:
         forbid_memfd()

@@ -62,17 +62,23 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_consumer",
         "_early",
         "_final_taken",
         "_flags",
+        "_least_claim",
+        "_may_write",
         "_ours",
+        "_ours_ended",
         "_peer",
         "_peer_consumer",
+        "_peer_ended",
         "_peer_flags",
         "_peer_producer",
         "_peer_ring",
         "_peer_sequence",
         "_posted",
+        "_producer",
         "_ring",
         "_rx_consumed",
         "_rx_produced",
@@ -80,6 +86,7 @@ class Connection:
         "_sequence",
         "_sndbuf_bytes",
         "_tx_acked",
+        "_tx_announced",
         "_tx_completed",
         "_tx_produced",
         "_update_step",
@@ -147,8 +154,18 @@ class Connection:
         self._peer_consumer = 0
         self._peer_flags = 0
         self._early: Update | None = None
+        # The cursors as they were announced last, packed: usually one of them stands.
+        self._tx_announced = 0
+        self._producer = 0
+        self._consumer = self._ring.pack(0)
+        self._least_claim = 0
         self._ours = Side.OPEN
         self._peer = Side.OPEN
+        # What follows from the two sides. Looking up an Enum in a set costs more than
+        # all the rest of a claim.
+        self._may_write = True
+        self._ours_ended = False
+        self._peer_ended = False
 
     def __repr__(self) -> str:
         return (
@@ -172,7 +189,10 @@ class Connection:
 
         Reference: RFC 7609 section 3.5.2.4 and A.2.2.
         """
-        self._peer_ring = Ring(rmbe_bytes)
+        self._peer_ring = ring = Ring(rmbe_bytes)
+        self._producer = ring.pack(0)
+        # With less than this free at once, and more on its way, a claim waits.
+        self._least_claim = ring.capacity >> 1
         self.peer_token = alert_token
         self.remote_rkey = token.rkey
         self.remote_address = token.virtual_address + rmbe_bytes * (rmbe_index - 1)
@@ -206,7 +226,7 @@ class Connection:
     def writable(self) -> int:
         """Bytes that can be claimed now."""
         ring = self._peer_ring
-        if ring is None or self._peer in ENDED or self._ours is not Side.OPEN:
+        if ring is None or self._peer_ended or not self._may_write:
             return 0
         produced = self._tx_produced
         space = ring.capacity - (produced - self._tx_acked)
@@ -231,21 +251,23 @@ class Connection:
     @property
     def we_ended(self) -> bool:
         """Whether we have closed or aborted."""
-        return self._ours in ENDED
+        return self._ours_ended
 
     @property
     def is_open(self) -> bool:
         """Whether neither end has closed or aborted."""
-        return self._ours not in ENDED and self._peer not in ENDED
+        return not self._ours_ended and not self._peer_ended
 
     @property
     def is_ended(self) -> bool:
         """Whether both ends have closed or aborted and ours was said."""
-        return self._ours in ENDED and self._peer in ENDED and self._final_taken
+        return self._ours_ended and self._peer_ended and self._final_taken
 
     # Out
 
-    def claim(self, waiting: int, limit: int = 1 << 62) -> tuple[tuple[int, int], ...]:
+    def claim(  # noqa: C901 - the hot path: comparisons in place of min() and calls
+        self, waiting: int, limit: int = 1 << 62
+    ) -> tuple[tuple[int, int], ...]:
         """Take space in the peer's element and advance the producer cursor over it.
 
         Write the bytes, then publish: the update announces them. Claim again only
@@ -258,27 +280,28 @@ class Connection:
 
         Returns:
             At most two (remote address, length) pairs, in order; none when there is
-            no space.
+            no space, or too little to be worth an announcement of its own.
 
         Raises:
             LocalProtocolError: We have said that we finished writing.
 
         Reference: RFC 7609 section 4.7.3; kernel counterpart: smc_tx.c.
         """
-        if self._ours is not Side.OPEN:
+        if not self._may_write:
             message = "write after the write side was closed"
             raise LocalProtocolError(message, section="RFC 7609 section 4.8.1")
         ring = self._peer_ring
-        if ring is None or self._peer in ENDED:
+        if ring is None or self._peer_ended:
             return ()
         produced = self._tx_produced
         space = ring.capacity - (produced - self._tx_acked)
-        count = min(
-            waiting,
-            limit,
-            space,
-            self._sndbuf_bytes - (produced - self._tx_completed),
-        )
+        count = self._sndbuf_bytes - (produced - self._tx_completed)
+        if space < count:
+            count = space
+        if waiting < count:
+            count = waiting
+        if limit < count:
+            count = limit
         if waiting >= space:
             # Said as soon as it is so: a receiver may otherwise stay silent until half
             # its buffer is used (Linux does).
@@ -287,6 +310,10 @@ class Connection:
                 self.update_due = True
         else:
             self._flags &= ~_BLOCKED
+        if count < waiting and count < limit and count < self._least_claim:
+            # Half the element is still unread, so more room is sure to be reported:
+            # a few large pieces cost less than many small ones.
+            return ()
         if count <= 0:
             return ()
         self._tx_produced = produced + count
@@ -356,14 +383,20 @@ class Connection:
         assert ring is not None, "nothing can be published before the peer is known"
         self.update_due = False
         self._sequence = sequence = (self._sequence + 1) & 0xFFFF
-        self._rx_reported = self._rx_consumed
-        if self._ours in ENDED:
+        consumed, produced = self._rx_consumed, self._tx_produced
+        if consumed != self._rx_reported:
+            self._rx_reported = consumed
+            self._consumer = self._ring.pack(consumed)
+        if produced != self._tx_announced:
+            self._tx_announced = produced
+            self._producer = ring.pack(produced)
+        if self._ours_ended:
             self._final_taken = True
         return (
             sequence,
             self.peer_token,
-            ring.pack(self._tx_produced),
-            self._ring.pack(self._rx_consumed),
+            self._producer,
+            self._consumer,
             self._flags,
         )
 
@@ -403,7 +436,7 @@ class Connection:
             # have parsed yet. A newer update replaces an older one completely.
             self._early = update
             return News.NOTHING
-        if self._peer in ENDED:
+        if self._peer_ended:
             return News.NOTHING
         sequence, _, producer, consumer, flags = update
         try:
@@ -457,13 +490,13 @@ class Connection:
 
     def _follow_flags(self, flags: int) -> int:
         if flags & _ABORTED:
-            self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+            self._peer_says(CloseInput.ABORTED)
             return News.ABORTED
         if flags & _CLOSED:
-            self._peer = SIDE.after(self._peer, CloseInput.CLOSED)
+            self._peer_says(CloseInput.CLOSED)
             return News.DONE | News.CLOSED
         if flags & _DONE and self._peer is Side.OPEN:
-            self._peer = SIDE.after(self._peer, CloseInput.DONE)
+            self._peer_says(CloseInput.DONE)
             return News.DONE
         return News.NOTHING
 
@@ -487,7 +520,7 @@ class Connection:
 
         Reference: RFC 7609 section 4.8.1.
         """
-        self._ours = SIDE.after(self._ours, CloseInput.DONE)
+        self._we_say(CloseInput.DONE)
         if self._ours is Side.DONE and not self._flags & _DONE:
             self._flags = self._flags & ~_BLOCKED | _DONE
             self._want_update()
@@ -519,29 +552,38 @@ class Connection:
         """
         self.error = error
         self.suspect = True
-        self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+        self._peer_says(CloseInput.ABORTED)
         self.abort()
 
     def link_lost(self, error: SmcError) -> None:
         """Record that no link is left: nothing can be said any more."""
         if self.error is None:
             self.error = error
-        self._ours = SIDE.after(self._ours, CloseInput.ABORTED)
-        self._peer = SIDE.after(self._peer, CloseInput.ABORTED)
+        self._we_say(CloseInput.ABORTED)
+        self._peer_says(CloseInput.ABORTED)
         self._final_taken = True
         self.update_due = False
         self._posted.clear()
 
     def _end(self, happened: CloseInput, flag: int) -> None:
-        if self._ours in ENDED:
+        if self._ours_ended:
             return
-        self._ours = SIDE.after(self._ours, happened)
+        self._we_say(happened)
         self._flags = self._flags & ~_BLOCKED | flag
         if self._peer_ring is None:
             # The peer has no name for this connection yet: there is nobody to tell.
             self._final_taken = True
             return
         self._want_update()
+
+    def _we_say(self, happened: CloseInput) -> None:
+        self._ours = SIDE.after(self._ours, happened)
+        self._may_write = self._ours is Side.OPEN
+        self._ours_ended = self._ours in ENDED
+
+    def _peer_says(self, happened: CloseInput) -> None:
+        self._peer = SIDE.after(self._peer, happened)
+        self._peer_ended = self._peer in ENDED
 
     def _want_update(self) -> None:
         if not self._final_taken:

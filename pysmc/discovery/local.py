@@ -62,8 +62,10 @@ BACKLOG = 16
 
 UNCLAIMED_WAIT = 0.1
 """Seconds that an offer is held for a socket that nobody has asked about yet."""
+SPIN = 0.0003
+"""Seconds in which a server looks for the client's name at each turn of the loop."""
 RETRY_FIRST = 0.0005
-"""Seconds until the second look for the client's name; each next one takes twice."""
+"""Seconds until the next look after that; each further one takes twice as long."""
 RETRY_MOST = 0.032
 """Longest time in seconds between two looks."""
 SERVER_SHARE = 0.5
@@ -405,7 +407,8 @@ class Offer:
         self._offered = False
         self._abandoned = False
         self._delay = RETRY_FIRST
-        self._retry: asyncio.TimerHandle | None = None
+        self._begin = 0.0
+        self._retry: asyncio.Handle | None = None
         self._verdict: Verdict | None = None
         self._done: asyncio.Future[None] = loop.create_future()
 
@@ -460,12 +463,19 @@ class Offer:
             detail = f"The client's name cannot be reached: {os.strerror(code)}."
             self._settle(tcp("MARK_LOST", "local", detail))
             return
-        if self._delay == RETRY_FIRST and not self._peer_is_local():
-            # Somebody else's use of the same DSCP: it is for experiments, after all.
-            detail = "Its address is not of this host."
-            self._settle(tcp("PEER_NO_SMC", "peer", detail))
+        now = self._loop.time()
+        if self._begin == 0.0:
+            self._begin = now
+            if not self._peer_is_local():
+                # Somebody else's use of a DSCP that is meant for experiments.
+                detail = "Its address is not of this host."
+                self._settle(tcp("PEER_NO_SMC", "peer", detail))
+                return
+        # We mostly see the connection a moment before the client's loop does, and a
+        # timer of a loop cannot be shorter than a millisecond.
+        if now - self._begin < SPIN:
+            self._retry = self._loop.call_soon(self._look)
             return
-        # We may see the connection before the client's connect() has returned.
         self._retry = self._loop.call_later(self._delay, self._look)
         self._delay = min(self._delay * 2, RETRY_MOST)
 

@@ -153,6 +153,28 @@ async def test_server_is_earlier_than_the_clients_connect(kit: Any, ends: Any) -
     assert kit.short(await confirmed) == "SMC"
 
 
+@pytest.mark.parametrize(("spin", "timers"), [(1000.0, False), (0.0, True)])
+async def test_server_looks_at_each_turn_before_it_sets_a_timer(
+    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch, spin: float, timers: bool
+) -> None:
+    monkeypatch.setattr(local_module, "SPIN", spin)
+    client, server = ends
+    listener = kit.listener()
+    server.announce(listener)
+    address = listener.getsockname()
+    sock = kit.client()
+    mark = client.prepare(sock, address)
+    await kit.loop.sock_connect(sock, address)
+    conn = await kit.accept(listener)
+    confirmed = kit.loop.create_task(server.confirm(conn))
+    await kit.after(0.004)
+    (offer,) = server._offers
+    client.connected(mark)
+    assert kit.short(await client.wait_confirmed(mark)) == "SMC"
+    assert kit.short(await confirmed) == "SMC"
+    assert (offer._delay > local_module.RETRY_FIRST) is timers
+
+
 async def test_offer_is_held_for_a_socket_that_is_claimed_later(
     kit: Any, ends: Any
 ) -> None:

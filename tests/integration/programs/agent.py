@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import codecs
 import ctypes
 import gc
 import hashlib
@@ -359,7 +360,12 @@ def restrict(options: argparse.Namespace) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.fsize, options.fsize))
     if options.nofile is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options.nofile, options.nofile))
+    if options.soft_nofile is not None:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options.soft_nofile, hard))
     if options.uid is not None:
+        for codec in ("ascii", "idna"):
+            codecs.lookup(codec)
         os.setgid(options.uid)
         os.setuid(options.uid)
     if options.tracemalloc:
@@ -372,6 +378,7 @@ if __name__ == "__main__":
     parser.add_argument("--eid", default="")
     parser.add_argument("--uid", type=int)
     parser.add_argument("--nofile", type=int)
+    parser.add_argument("--soft-nofile", type=int)
     parser.add_argument("--fsize", type=int)
     parser.add_argument("--no-memfd", action="store_true")
     parser.add_argument("--tracemalloc", action="store_true")

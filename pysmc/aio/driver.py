@@ -27,7 +27,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
-from pysmc.aio.negotiation import Outcome
+from pysmc.aio.negotiation import Negotiation, Outcome
 from pysmc.core import actions
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
@@ -38,6 +38,7 @@ from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status, UpdateCod
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import Reason, reason
 from smcproto import cdc
+from smcproto.constants import LLC_V2_FLAG, LlcType
 
 if TYPE_CHECKING:
     import asyncio
@@ -62,6 +63,7 @@ INET = frozenset({socket.AF_INET, socket.AF_INET6})
 ROUNDS_MAX = 64
 """Polls of one pump; more completions wait for the loop's next turn."""
 
+_DELETE_LINK = frozenset({LlcType.DELETE_LINK, LlcType.DELETE_LINK | LLC_V2_FLAG})
 _FINAL = News.CLOSED | News.ABORTED
 _CODEC = UpdateCodec(
     pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
@@ -103,6 +105,7 @@ class Driver:
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
         self.transports: set[SmcTransport] = set()
+        self.negotiations: set[Negotiation] = set()
         self.is_forked = False
         self.is_closed = False
         self.up: set[QueuePair] = set()
@@ -384,6 +387,8 @@ class Driver:
         detail = completion.payload
         match completion.kind:
             case CompletionKind.RECEIVE:
+                if detail[0] in _DELETE_LINK:
+                    self._read_tcp_of(link)
                 endpoint.receive_message(link, completion.payload, now)
             case CompletionKind.CONNECTED if status is Status.SUCCESS:
                 self.up.add(completion.queue_pair)
@@ -392,7 +397,19 @@ class Driver:
                 endpoint.pair_failed(link, status.value, detail or "", now)
             case CompletionKind.DOWN:
                 self.up.discard(completion.queue_pair)
+                self._read_tcp_of(link)
                 endpoint.link_down(link, status.value, detail or "", now)
+
+    def pump_all(self) -> None:
+        """Process what has completed on every device."""
+        for device in self.devices:
+            self.pump(device)
+
+    def _read_tcp_of(self, link: Link) -> None:
+        """Give handshakes the TCP bytes that were sent before a link's end."""
+        for negotiation in list(self.negotiations):
+            if negotiation.is_on(link):
+                negotiation.read_tcp()
 
     # The core's orders
 

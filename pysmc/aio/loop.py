@@ -18,7 +18,7 @@ import asyncio
 import logging
 import weakref
 from asyncio import sslproto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
 from pysmc.aio.negotiation import Outcome, negotiate_client, negotiate_server
@@ -53,9 +53,19 @@ class Loop(asyncio.SelectorEventLoop):
         ValueError: A value of the configuration is not allowed.
     """
 
+    config: Config
+    """How the loop takes part."""
+
+    def __new__(cls, config: Config | None = None) -> Self:
+        """Check the configuration while no loop exists that would need closing."""
+        config = Config.from_env() if config is None else config
+        StaticPeers(config.peers)  # complain now, not at the first connection
+        loop = super().__new__(cls)
+        loop.config = config
+        return loop
+
     def __init__(self, config: Config | None = None) -> None:
-        self.config = Config.from_env() if config is None else config
-        StaticPeers(self.config.peers)  # complain now, not at the first connection
+        del config  # kept by __new__
         self._driver: Driver | None = None
         # What discovery said about a socket that was connected here.
         self._found: weakref.WeakKeyDictionary[socket.socket, Mark | Reason] = (
@@ -399,6 +409,14 @@ def log_lost(error: Exception, peer: Any) -> None:
     log.log(level, "connection from %s was closed: %s", peer, error)
 
 
+def _is_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 def new_event_loop(config: Config | None = None) -> Loop:
     """Make a loop; a factory for asyncio.Runner, uvicorn's ``--loop`` and others.
 
@@ -431,6 +449,9 @@ def run(
         TypeError, ValueError: main is no coroutine (as asyncio of this version says).
         RuntimeError: A loop runs already in this thread.
     """
+    if _is_running():
+        message = "pysmc.run() cannot be called from a running event loop"
+        raise RuntimeError(message)
     with asyncio.Runner(
         debug=debug, loop_factory=lambda: new_event_loop(config)
     ) as runner:

@@ -15,8 +15,10 @@ Reference: RFC 7609 section 3.5.1; kernel counterparts: smc_clc.c, af_smc.c.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
+from pysmc.core.events import News
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
 from pysmc.reasons import Reason
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from pysmc.aio.driver import Driver
     from pysmc.core.connection import Connection
     from pysmc.core.handshake import Handshake
+    from pysmc.core.link import Link
     from pysmc.discovery import Mark
     from pysmc.info import ConnectionInfo
 
@@ -36,7 +39,11 @@ __all__ = [
     "as_connection_error",
     "negotiate_client",
     "negotiate_server",
+    "unread_bytes",
 ]
+
+UNREAD_PIECE_BYTES = 64 * 1024
+"""Most bytes of one piece of what had arrived."""
 
 
 class Outcome(NamedTuple):
@@ -123,7 +130,9 @@ class Negotiation:
         "_writing",
         "connection",
         "error",
+        "peer_done",
         "role",
+        "salvaged",
     )
 
     def __init__(self, driver: Driver, sock: socket.socket, role: str) -> None:
@@ -132,6 +141,11 @@ class Negotiation:
         self.role = role
         self.connection: Connection | None = None
         self.error: SmcError | None = None
+        """What ended the connection before a transport took it."""
+        self.peer_done = False
+        """Whether the peer had finished writing by then."""
+        self.salvaged: deque[memoryview] = deque()
+        """What had arrived by then."""
         self._handshake: Handshake | None = None
         self._outbox = b""
         self._reading = False
@@ -160,6 +174,7 @@ class Negotiation:
             raise ConnectionReset(gone) from error
         self._handshake = handshake = begin(peer, driver.time())
         handshake.handle = self
+        driver.negotiations.add(self)
         try:
             driver.settle()
             self.watch()
@@ -169,9 +184,11 @@ class Negotiation:
             raise
         finally:
             self._stop()
-        if self.error is not None:
-            raise as_connection_error(self.error)
+            driver.negotiations.discard(self)
         if self.connection is not None:
+            if self.error is not None and not (self.salvaged or self.peer_done):
+                self.drop()
+                raise as_connection_error(self.error)
             return Outcome(driver.info_of(self.connection, self.role), self)
         if isinstance(self._result, Reason):
             return driver.on_tcp(self.role, self._result)
@@ -230,7 +247,12 @@ class Negotiation:
         """Look at TCP a last time: the hand-over point."""
         handshake, driver = self._handshake, self._driver
         assert handshake is not None
-        if not self._receive():
+        data = self._read()
+        if data:
+            driver.endpoint.receive_tcp(handshake, data, driver.time())
+        else:
+            # The end of TCP is quiet as well: no Decline comes after it. A peer that
+            # connects, writes and closes may be that quick.
             driver.endpoint.tcp_quiet(handshake, driver.time())
 
     # What the core says
@@ -254,10 +276,14 @@ class Negotiation:
         self._wake()
 
     def receive_news(self, news: int) -> None:
-        """Leave news for the transport: it finds all of it in the connection."""
+        """Leave news for the transport, which finds the rest in the connection."""
+        if news & News.DONE:
+            self.peer_done = True
 
     def salvage(self) -> None:
-        """Nothing was read yet, and nobody is there to read."""
+        """Copy out what arrived: the memory is about to go."""
+        if self.connection is not None and self.error is None:
+            self.salvaged = unread_bytes(self.connection)
 
     def lose(self, error: SmcError) -> None:
         """The connection was lost before a transport took it."""
@@ -294,29 +320,49 @@ class Negotiation:
             else:
                 self._driver.loop.remove_writer(self._sock.fileno())
 
-    def _on_readable(self) -> None:
-        self._receive()
-        self._driver.settle()
-        self.watch()
-
-    def _receive(self) -> bool:
-        """Read what the core wants, once; False when there is nothing."""
+    def read_tcp(self) -> None:
+        """Take what TCP has for the core, before something else is processed."""
         handshake, driver = self._handshake, self._driver
         assert handshake is not None
-        if not handshake.wanted:
-            return False
-        try:
-            data = self._sock.recv(handshake.wanted)
-        except (BlockingIOError, InterruptedError):
-            return False
-        except OSError as error:
-            self._lose(error)
-            return True
+        while handshake.wanted:
+            data = self._read()
+            if not data:
+                return
+            driver.endpoint.receive_tcp(handshake, data, driver.time())
+            driver.settle()
+
+    def is_on(self, link: Link) -> bool:
+        """Whether the handshake uses a link."""
+        return self._handshake is not None and self._handshake.link is link
+
+    def _on_readable(self) -> None:
+        handshake, driver = self._handshake, self._driver
+        assert handshake is not None
+        data = self._read()
         if data:
             driver.endpoint.receive_tcp(handshake, data, driver.time())
-        else:
-            driver.endpoint.tcp_lost(handshake, driver.time(), None)
-        return True
+        elif data is not None:
+            # A peer that is quick may have confirmed the link, written and closed: what
+            # it sent over the fabric came before the end of TCP.
+            driver.pump_all()
+            if not handshake.is_over:
+                driver.endpoint.tcp_lost(handshake, driver.time(), None)
+        driver.settle()
+        self.watch()
+
+    def _read(self) -> bytes | None:
+        """Read what the core wants; empty at the end, None when nothing is there."""
+        assert self._handshake is not None
+        wanted = self._handshake.wanted
+        if not wanted:
+            return None
+        try:
+            return self._sock.recv(wanted)
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            self._lose(error)
+            return None
 
     def _lose(self, error: OSError) -> None:
         driver = self._driver
@@ -329,6 +375,19 @@ class Negotiation:
             self._reading = False
             self._driver.loop.remove_reader(self._sock.fileno())
         self._watch_writing(wanted=False)
+
+
+def unread_bytes(connection: Connection) -> deque[memoryview]:
+    """Copy out what has arrived and was not read."""
+    region = connection.rmb.handle
+    pieces: deque[memoryview] = deque()
+    while True:
+        offset, length = connection.peek(UNREAD_PIECE_BYTES)
+        if not length:
+            return pieces
+        start = region.offset + offset
+        pieces.append(memoryview(region.memory[start : start + length]))
+        connection.consume(length)
 
 
 def as_connection_error(error: Exception) -> Exception:

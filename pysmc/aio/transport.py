@@ -22,11 +22,10 @@ import logging
 import socket
 import struct
 import warnings
-from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
-from pysmc.aio.negotiation import as_connection_error
+from pysmc.aio.negotiation import as_connection_error, unread_bytes
 from pysmc.aio.tcp_watch import TcpWatch
 from pysmc.aio.write_queue import SLICE_BYTES, Buffer, WriteQueue
 from pysmc.core.events import News
@@ -89,14 +88,22 @@ class SmcTransport(cpython.FlowControlMixin):
     ) -> None:
         super().__init__(extra, driver.loop)
         assert outcome.negotiation is not None, "this connection is plain TCP"
-        connection = outcome.negotiation.take()
+        negotiation = outcome.negotiation
+        connection = negotiation.take()
         self._driver = driver
         self._connection = connection
         self._pair = connection.link.handle
-        region = connection.rmb.handle
-        self._memory: Any = region.memory
-        self._base = region.offset
-        self._view: Any = region.view
+        self._memory: Any = None
+        self._view: Any = None
+        self._base = 0
+        # It may be over already: a peer that is quick wrote, closed and left.
+        self._over = negotiation.error  # it is lost; bytes may still be owed
+        self._salvaged = negotiation.salvaged
+        self._released = self._over is not None  # our side of it has ended
+        if not self._released:
+            region = connection.rmb.handle
+            self._memory, self._view = region.memory, region.view
+            self._base = region.offset
         self._queue = WriteQueue(connection, self._pair)
         self._extra["smc"] = outcome.info
         self._extra["socket"] = cpython.transport_socket(sock)
@@ -110,16 +117,13 @@ class SmcTransport(cpython.FlowControlMixin):
         self._started = False  # connection_made was called
         self._paused = False
         self._reading = False  # started, not paused, not closing, no EOF yet
-        self._open = True  # write() may go straight on
+        self._open = not self._released  # write() may go straight on
         self._eof = False  # write_eof() was called
         self._eof_received = False
-        self._peer_done = False
+        self._peer_done = negotiation.peer_done
         self._closing = False
-        self._released = False  # our side of the connection has ended
         self._conn_lost = 0
-        self._over: SmcError | None = None  # it is lost; bytes may still be owed
-        self._over_now = False  # and the end does not wait for a paused protocol
-        self._salvaged: deque[memoryview] = deque()
+        self._over_now = False  # the end does not wait for a paused protocol
         self._delivery_scheduled = False
         self._close_timer: asyncio.TimerHandle | None = None
         self._size_before = -1
@@ -312,16 +316,8 @@ class SmcTransport(cpython.FlowControlMixin):
 
     def salvage(self) -> None:
         """Copy out what arrived: the memory is about to go."""
-        if self._closing or self._released or self._eof_received:
-            return
-        connection = self._connection
-        while True:
-            offset, length = connection.peek(SLICE_BYTES)
-            if not length:
-                return
-            start = self._base + offset
-            self._salvaged.append(memoryview(self._memory[start : start + length]))
-            connection.consume(length)
+        if not (self._closing or self._released or self._eof_received):
+            self._salvaged += unread_bytes(self._connection)
 
     def lose(self, error: SmcError) -> None:
         """The connection is over, but for the bytes that already arrived."""

@@ -28,6 +28,13 @@ PARSERS = {
 }
 
 
+FLOW_FILES = {
+    "flow_file": "*.toml",
+    "data_flow_file": "4.7.*.toml",
+    "close_flow_file": "4.8.*.toml",
+}
+
+
 @cache
 def load_json(name: str) -> Any:
     return json.loads((PROTO / "vectors" / f"{name}.json").read_text("utf-8"))
@@ -54,9 +61,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "invalid_vector" in metafunc.fixturenames:
         rows = load_json("invalid")["vectors"]
         metafunc.parametrize("invalid_vector", rows, ids=[row["id"] for row in rows])
-    if "flow_file" in metafunc.fixturenames:
-        paths = sorted((PROTO / "flows").glob("*.toml"))
-        metafunc.parametrize("flow_file", paths, ids=[path.stem for path in paths])
+    for name, pattern in FLOW_FILES.items():
+        if name in metafunc.fixturenames:
+            paths = sorted((PROTO / "flows").glob(pattern))
+            metafunc.parametrize(name, paths, ids=[path.stem for path in paths])
 
 
 def flatten(part: object, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from smcproto.clc_v2 import AcceptExtension, ConfirmExtension, FirstContactExten
 from smcproto.constants import Mtu
 from smcproto.errors import DecodeError, EncodeError
 
-FIELDS = {
+FIELDS: dict[str, Any] = {
     "version": 1,
     "first_contact": True,
     "peer_id": bytes(8),

@@ -15,9 +15,9 @@ def header(kind: int, length: int, version: int, *, smcd: bool = False) -> bytes
 
 
 def possible(kind: int, version: int, *, smcd: bool = False) -> list[int]:
-    """Every length that a header may declare."""
+    """Every length that a header may declare; far from any limit in steps."""
     lengths = []
-    for length in range(65536):
+    for length in [*range(1500), *range(1500, 65536, 127), 65535]:
         try:
             found = parse_header(header(kind, length, version << 4, smcd=smcd))
         except DecodeError:
@@ -27,7 +27,6 @@ def possible(kind: int, version: int, *, smcd: bool = False) -> list[int]:
     return lengths
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "version", "smcd", "lengths"),
     [

@@ -181,7 +181,7 @@ def test_a_linux_client_without_a_version_1_path_sends_zeros(proto):
         (replace(V2, v2=replace(EXTENSION, smcd=SmcdExtension("S"))), "v2.smcd"),
         (replace(V1, peer_id=bytes(7)), "peer_id"),
         (replace(V1, gid=bytes(17)), "gid"),
-        (replace(V1, mac="020000000000"), "mac"),
+        (replace(V1, mac="020000000000"), "mac"),  # type: ignore[arg-type]
         (replace(V1, ip_area=IpArea(bytes(5))), "subnet"),
         (replace(V1, ip_area=IpArea(prefix_length=256)), "prefix_length"),
         (

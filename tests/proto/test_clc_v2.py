@@ -111,7 +111,7 @@ def test_blanks_pad_and_zeros_do_not(proto):
         (replace(CONTACT, host_name="h" * 33), "host_name"),
         (replace(CONTACT, os_type=16), "os_type"),
         (replace(CONTACT, vendor_options=1 << 32), "vendor_options"),
-        (replace(CONTACT, direct=2), "direct"),
+        (replace(CONTACT, direct=2), "direct"),  # type: ignore[arg-type]
     ],
 )
 def test_what_does_not_fit_is_not_built(part, field):

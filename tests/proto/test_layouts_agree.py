@@ -106,19 +106,19 @@ FULL = {
 
 
 @pytest.fixture(params=PLACES, ids=lambda place: f"{place.table}-{place.vector}")
-def place(request) -> Place:
+def place(request):
     return request.param
 
 
 @pytest.fixture
-def base(place, proto) -> bytes:
+def base(place, proto):
     if place.vector in FULL:
         return bytes.fromhex(FULL[place.vector])
     return proto.hex_of(place.vector)
 
 
 @pytest.fixture
-def parse(base, proto) -> Any:
+def parse(base, proto):
     if base[0] == 0xE2:
         return proto.parsers["clc"]
     if base[0] == 0xFE:
@@ -127,7 +127,7 @@ def parse(base, proto) -> Any:
 
 
 def first_bit(field: dict[str, Any]) -> int:
-    return 8 * field["byte"] + field.get("bit", 0)
+    return int(8 * field["byte"] + field.get("bit", 0))
 
 
 def read_off(field: dict[str, Any], data: bytes, at: int) -> Any:

@@ -56,11 +56,21 @@ def test_the_length_byte_of_version_1_must_be_44(length):
         open_frame(bytes((7, length)) + bytes(42))
 
 
-def test_the_two_highest_bits_tell_what_may_be_ignored():
+@pytest.mark.parametrize(
+    ("number", "ignorable"),
+    [
+        (0x0A, False),
+        (0x40, False),
+        (0x7F, False),
+        (0x80, True),
+        (0xBF, True),
+        (0xC0, False),
+        (0xFE, False),
+    ],
+)
+def test_the_two_highest_bits_tell_what_may_be_ignored(number, ignorable):
     """RFC 7609 A.3: 10 is optional, 00 has to be supported."""
-    assert [is_ignorable(number) for number in (0x0A, 0x40, 0x80, 0xBF, 0xC0, 0xFE)] == [
-        False, False, True, True, False, False,
-    ]  # fmt: skip
+    assert is_ignorable(number) is ignorable
 
 
 def test_a_body_is_padded_and_framed():

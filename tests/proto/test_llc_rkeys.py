@@ -90,7 +90,7 @@ def test_errors_are_a_mask_in_version_1_and_a_number_in_version_2():
 def test_more_keys_than_there_is_room_for_are_refused():
     with pytest.raises(DecodeError, match="9 keys, at most 8"):
         DeleteRkey.parse(bytes((9, 44, 0, 0, 9)) + bytes(39))
-    with pytest.raises(DecodeError, match="44 bytes received where .* 48"):
+    with pytest.raises(DecodeError, match="44 bytes received where the content has 48"):
         DeleteRkey.parse(bytes((0x29, 0, 44, 0, 10)) + bytes(39))
 
 

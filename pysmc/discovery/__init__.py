@@ -104,8 +104,8 @@ class Announcement:
 class Discovery:
     """Everything that one loop knows and holds for discovery.
 
-    All methods but `close` raise `ForkedError` in a child of the process that made it,
-    and `RuntimeError` after `close`.
+    All methods but `close` raise `ForkedError` in a child of the process that made it.
+    After `close` all but `settle_tcp` raise `RuntimeError`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, config: Config) -> None:
@@ -310,9 +310,9 @@ class Discovery:
         """Decide for TCP, because the program uses the socket itself; idempotent.
 
         The server is told as soon as it asks. Also takes the mark off a socket whose
-        connect failed.
+        connect failed, and does so after `close` too.
         """
-        self._check_usable()
+        self._check_owner()
         mark.settle_tcp()
 
     # --- life and end ------------------------------------------------------------
@@ -341,13 +341,16 @@ class Discovery:
         if self._lookup is not None:
             self._lookup.close()
 
-    def _check_usable(self) -> None:
+    def _check_owner(self) -> None:
         if self._forked:
             message = (
                 "this discovery belongs to the parent process; "
                 "make a new event loop after fork()"
             )
             raise ForkedError(message)
+
+    def _check_usable(self) -> None:
+        self._check_owner()
         if self._closed:
             message = "this discovery is closed, like the loop it belonged to"
             raise RuntimeError(message)

@@ -17,6 +17,8 @@ import pytest
 
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark, Verdict
+from pysmc.discovery.address import connection_id
+from pysmc.discovery.local import RENDEZVOUS_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -153,6 +155,26 @@ class Kit:
             assert self.loop.time() < deadline, "it never became so"
             await self.after(0.001)
 
+    @staticmethod
+    def reset(sock: socket.socket) -> None:
+        """Close a TCP socket so that its peer sees a reset."""
+        linger = b"\1\0\0\0\0\0\0\0"
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        sock.close()
+
+    @staticmethod
+    def rendezvous_of(sock: socket.socket) -> bytes:
+        """Name the rendezvous of a client's socket."""
+        identity = connection_id(sock, client=True)
+        return RENDEZVOUS_PREFIX + identity.hex().encode("ascii")
+
+    async def unmarked_pair(self) -> tuple[socket.socket, socket.socket]:
+        """Connect two sockets that no discovery knows."""
+        listener = self.listener()
+        sock = self.client()
+        await self.loop.sock_connect(sock, listener.getsockname())
+        return sock, await self.accept(listener)
+
     def close(self) -> None:
         for made in self.discoveries:
             made.close()
@@ -168,6 +190,12 @@ async def kit() -> AsyncIterator[Kit]:
     made.close()
     # Some are closed by callbacks of tasks that have just ended.
     await asyncio.wait_for(made.until(lambda: count_descriptors() <= before), 2)
+
+
+@pytest.fixture
+async def ends(kit: Kit) -> tuple[Discovery, Discovery]:
+    """A discovery for each end, with waits that no good test reaches."""
+    return kit.discovery(discovery_wait=30.0), kit.discovery(discovery_wait=30.0)
 
 
 class Child:

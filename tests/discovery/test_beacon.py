@@ -154,7 +154,7 @@ async def test_system_calls_of_a_lookup(kit: Any, tmp_path: Path) -> None:
     assert await asyncio.wait_for(strace.wait(), 60) == 0
     registry.close()
     counts = [
-        Counter(re.findall(r"^\d+ (\w+)\(", part.split('"after"')[0], re.MULTILINE))
+        Counter(re.findall(r"^\d+ +(\w+)\(", part.split('"after"')[0], re.MULTILINE))
         for part in log.read_text("utf-8").split('"before"')[1:]
     ]
     for count in counts:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import random
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ import pytest
 from pysmc.discovery import Mark
 from pysmc.discovery import local as local_module
 from pysmc.discovery.address import connection_id
-from pysmc.discovery.local import RENDEZVOUS_PREFIX
 from pysmc.discovery.rendezvous import (
     GO,
     NO,
@@ -22,7 +20,6 @@ from pysmc.discovery.rendezvous import (
     REFUSE,
     VERSION,
     Refusal,
-    Users,
 )
 from pysmc.errors import LocalProtocolError
 
@@ -32,25 +29,13 @@ if TYPE_CHECKING:
 FOREIGN_UID = 1000
 
 
-def reset(sock: socket.socket) -> None:
-    """Close a TCP socket so that its peer sees a reset."""
-    linger = b"\1\0\0\0\0\0\0\0"
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    sock.close()
-
-
-def rendezvous_of(sock: socket.socket) -> bytes:
-    identity = connection_id(sock, client=True)
-    return RENDEZVOUS_PREFIX + identity.hex().encode("ascii")
-
-
 class OtherServer:
     """Plays a server by hand, towards a marked client socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, name: bytes) -> None:
         self.identity = connection_id(sock, client=True)
         self.unix = socket.socket(socket.AF_UNIX)
-        self.unix.connect(rendezvous_of(sock))
+        self.unix.connect(name)
         self.unix.setblocking(False)
 
     async def say(self, message: bytes) -> None:
@@ -68,55 +53,14 @@ class OtherServer:
         return OFFER + bytes([VERSION]) + self.identity
 
 
-class OtherClient:
-    """Plays a client by hand, towards a server of ours."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.identity = connection_id(sock, client=True)
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(rendezvous_of(sock))
-        self.listener.listen()
-        self.listener.setblocking(False)
-        self.unix: socket.socket | None = None
-
-    async def hear(self) -> bytes:
-        loop = asyncio.get_running_loop()
-        if self.unix is None:
-            self.unix, _ = await loop.sock_accept(self.listener)
-        return await loop.sock_recv(self.unix, 128)
-
-    async def say(self, message: bytes) -> None:
-        assert self.unix is not None
-        await asyncio.get_running_loop().sock_sendall(self.unix, message)
-
-    def close(self) -> None:
-        self.listener.close()
-        if self.unix is not None:
-            self.unix.close()
-
-
 @pytest.fixture
 def other_server(kit: Any) -> Callable[[socket.socket], OtherServer]:
     def make(sock: socket.socket) -> OtherServer:
-        made = OtherServer(sock)
+        made = OtherServer(sock, kit.rendezvous_of(sock))
         kit.keep(made.unix)
         return made
 
     return make
-
-
-@pytest.fixture
-async def ends(kit: Any) -> Any:
-    """A discovery for each end, with waits that no good test reaches."""
-    return kit.discovery(discovery_wait=30.0), kit.discovery(discovery_wait=30.0)
-
-
-async def unmarked_pair(kit: Any) -> tuple[socket.socket, socket.socket]:
-    """Connect two sockets that no discovery knows."""
-    listener = kit.listener()
-    sock = kit.client()
-    await kit.loop.sock_connect(sock, listener.getsockname())
-    return sock, await kit.accept(listener)
 
 
 # --- both want ------------------------------------------------------------------------
@@ -344,15 +288,13 @@ async def test_a_server_that_speaks_first_is_no_smc_server(kit: Any, ends: Any) 
     assert sock.recv(99) == b"220 ready", "it was not read"
 
 
-@pytest.mark.parametrize("end", [socket.socket.close, reset])
-async def test_a_server_that_goes_ends_the_wait(
-    kit: Any, ends: Any, end: Callable[[socket.socket], None]
-) -> None:
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_server_that_goes_ends_the_wait(kit: Any, ends: Any, end: str) -> None:
     client, server = ends
     _, mark, conn = await kit.marked_pair(client, server)
     waiting = kit.loop.create_task(client.wait_confirmed(mark))
     await kit.until(lambda: mark._claim is not None)
-    end(conn)
+    conn.close() if end == "close" else kit.reset(conn)
     assert kit.short(await waiting) == "MARK_LOST/peer"
 
 
@@ -446,7 +388,7 @@ async def test_a_connection_that_was_reset_is_not_agreed_on(
     other = other_server(sock)
     await other.say(other.offer)
     await kit.until(lambda: mark._offered)
-    reset(conn)
+    kit.reset(conn)
     assert kit.short(await client.wait_confirmed(mark)) == "MARK_LOST/local"
     assert await other.hear() == NO + bytes([Refusal.UNFIT])
 
@@ -469,209 +411,6 @@ async def test_offer_in_two_pieces_of_time(
     await other.say(other.offer)
     assert await other.hear() == GO
     assert kit.short(await waiting) == "SMC"
-
-
-# --- a client that does not keep to the rules -----------------------------------------
-
-
-async def test_nobody_at_the_rendezvous(kit: Any) -> None:
-    server = kit.discovery(discovery_wait=0.05)
-    _, conn = await unmarked_pair(kit)
-    begin = kit.loop.time()
-    assert kit.short(await server.confirm(conn)) == "MARK_LOST/peer"
-    assert kit.loop.time() - begin >= 0.024
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (GO, "SMC"),
-        (NO + bytes([Refusal.RAW]), "PEER_NO_SMC/peer"),
-        (NO + bytes([Refusal.FOREIGN]), "FOREIGN_USER/peer"),
-        (NO + bytes([Refusal.UNFIT]), "MARK_LOST/peer"),
-        (b"what?", "MARK_LOST/peer"),
-    ],
-)
-async def test_answers(kit: Any, ends: Any, answer: bytes, expected: str) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    assert await other.hear() == OFFER + bytes([VERSION]) + other.identity
-    await other.say(answer)
-    assert kit.short(await confirmed) == expected
-    other.close()
-
-
-async def test_client_dies_before_the_offer(kit: Any, ends: Any) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await kit.after(0.003)
-    sock.close()
-    assert kit.short(await confirmed) == "MARK_LOST/peer"
-
-
-async def test_client_dies_after_the_offer(kit: Any, ends: Any) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await other.hear()
-    other.close()
-    assert kit.short(await confirmed) == "MARK_LOST/peer"
-
-
-async def test_client_is_gone_before_confirm(kit: Any, ends: Any) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    reset(sock)
-    assert kit.short(await server.confirm(conn)) == "MARK_LOST/local"
-
-
-async def test_name_belongs_to_a_newer_connection(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The connection ends after its name was made and before it is offered."""
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirm = server.confirm(conn)
-    foreign = Users.foreign
-
-    def end_meanwhile(users: Users, unix: socket.socket) -> int | None:
-        reset(sock)
-        return foreign(users, unix)
-
-    monkeypatch.setattr(Users, "foreign", end_meanwhile)
-    assert kit.short(await confirm) == "MARK_LOST/local"
-    assert await other.hear() == REFUSE + bytes([Refusal.UNFIT])
-    other.close()
-
-
-async def test_client_that_closes_its_rendezvous_as_we_offer(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-
-    def close_meanwhile(*_: object) -> None:
-        other.close()
-
-    monkeypatch.setattr(Users, "foreign", close_meanwhile)
-    assert kit.short(await server.confirm(conn)) == "MARK_LOST/peer"
-
-
-async def test_server_that_gives_up_reads_what_was_answered(kit: Any) -> None:
-    """The answer is queued, but the deadline is served first."""
-    server = kit.discovery(discovery_wait=0.02)
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await other.hear()
-    await other.say(GO)
-    (offer,) = server._offers
-    offer._give_up()
-    offer._give_up()
-    assert kit.short(await confirmed) == "SMC"
-    other.close()
-
-
-async def test_server_that_gives_up_cannot_be_answered(kit: Any) -> None:
-    server = kit.discovery(discovery_wait=0.02)
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await other.hear()
-    assert kit.short(await confirmed) == "MARK_LOST/peer"
-    with pytest.raises(OSError, match=r"pipe|reset"):
-        await other.say(GO)
-    other.close()
-
-
-async def test_first_bytes_on_tcp_do_not_hide_the_answer(kit: Any, ends: Any) -> None:
-    """A client may send its first message right after GO."""
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await other.hear()
-    await other.say(GO)
-    sock.send(b"proposal")
-    (offer,) = server._offers
-    offer._loop.remove_reader(offer._unix.fileno())  # let TCP be seen first
-    assert kit.short(await confirmed) == "SMC"
-    assert conn.recv(99) == b"proposal"
-    other.close()
-
-
-async def test_client_that_sends_instead_of_answering_is_tcp(
-    kit: Any, ends: Any
-) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-    other = OtherClient(sock)
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await other.hear()
-    sock.send(b"hello")
-    assert kit.short(await confirmed) == "MARK_LOST/peer"
-    assert conn.recv(99) == b"hello"
-    other.close()
-
-
-async def test_somebody_elses_use_of_the_same_dscp(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, server = ends
-    monkeypatch.setattr(local_module, "is_local", lambda _: False)
-    _, conn = await unmarked_pair(kit)
-    assert kit.short(await server.confirm(conn)) == "PEER_NO_SMC/peer"
-
-
-async def test_client_that_is_reset_while_it_is_looked_for(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, server = ends
-    sock, conn = await unmarked_pair(kit)
-
-    class Resetting(socket.socket):
-        def connect_ex(self, _: Any, /) -> int:
-            reset(sock)
-            return errno.ECONNREFUSED
-
-    monkeypatch.setattr(local_module, "_stream_socket", lambda: Resetting(1))
-    assert kit.short(await server.confirm(conn)) == "PEER_NO_SMC/peer"
-
-
-async def test_name_that_must_not_be_reached(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, server = ends
-    _, conn = await unmarked_pair(kit)
-
-    class Forbidden(socket.socket):
-        def connect_ex(self, _: Any, /) -> int:
-            return errno.EACCES
-
-    monkeypatch.setattr(local_module, "_stream_socket", lambda: Forbidden(1))
-    assert kit.short(await server.confirm(conn)) == "MARK_LOST/local"
-
-
-async def test_cancelled_server(kit: Any, ends: Any) -> None:
-    client, server = ends
-    _, mark, conn = await kit.marked_pair(client, server)
-    before = kit.count_descriptors()
-    confirmed = kit.loop.create_task(server.confirm(conn))
-    await kit.until(lambda: mark._offered)
-    confirmed.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await confirmed
-    conn.close()  # as it must be
-    assert kit.short(await client.wait_confirmed(mark)) == "MARK_LOST/peer"
-    assert server._offers == set()
-    listener_and_conn = 2
-    assert kit.count_descriptors() == before - listener_and_conn
 
 
 # --- users ----------------------------------------------------------------------------
@@ -746,7 +485,7 @@ async def test_name_of_the_rendezvous_is_taken(kit: Any) -> None:
     await kit.loop.sock_connect(sock, address)
     conn = await kit.accept(listener)
     with socket.socket(socket.AF_UNIX) as squatter:
-        squatter.bind(rendezvous_of(sock))
+        squatter.bind(kit.rendezvous_of(sock))
         client.connected(mark)
         verdict = await client.wait_confirmed(mark)
         assert kit.short(verdict) == "MARK_LOST/local"
@@ -795,99 +534,3 @@ async def test_no_descriptor_to_accept_the_offer(
     verdicts = await asyncio.gather(client.wait_confirmed(mark), server.confirm(conn))
     assert kit.short(verdicts[0]) == "LIMIT/local"
     assert kit.short(verdicts[1]) == "MARK_LOST/peer"
-
-
-# --- races and long runs --------------------------------------------------------------
-
-
-async def _race_server(
-    say: Callable[[Any], None], make_kit: Callable[[], Any], seed: int, rounds: int
-) -> None:
-    """Accept, wait a random moment, confirm; report all verdicts at the end."""
-    kit = make_kit()
-    chance = random.Random(seed)
-    server = kit.discovery(discovery_wait=0.006)
-    listener = kit.listener()
-    server.announce(listener)
-    say(listener.getsockname()[1])
-    verdicts = []
-    for _ in range(rounds):
-        conn = await kit.accept(listener)
-        assert server.inspect(conn) is True
-        if chance.random() < 0.5:
-            await kit.after(chance.uniform(0, 0.006))
-        verdicts.append(kit.short(await server.confirm(conn)) == "SMC")
-        conn.close()
-    say(verdicts)
-    kit.close()
-
-
-def _race(make_kit: Any, fork: Any, seed: int, rounds: int) -> None:
-    """Both ends give up at random moments around the other's decision."""
-    child = fork(_race_server, make_kit, seed, rounds)
-    port = child.hear()
-
-    async def connect() -> list[bool]:
-        kit = make_kit()
-        chance = random.Random(seed + 1)
-        verdicts = []
-        clients = [
-            kit.discovery(discovery_wait=wait) for wait in (0.003, 0.004, 0.006, 1.0)
-        ]
-        for _ in range(rounds):
-            client = chance.choice(clients)
-            sock, mark = await kit.dial(client, "127.0.0.1", port)
-            # About when the server's share of its wait is over.
-            moment = chance.choice((0, 0.003, 0.006))
-            if moment:
-                await kit.after(max(0, chance.gauss(moment, 0.0005)))
-            if chance.random() < 0.1:
-                client.settle_tcp(mark)
-            verdict = await client.wait_confirmed(mark)
-            verdicts.append(verdict.smc)
-            sock.close()
-        kit.close()
-        return verdicts
-
-    verdicts = asyncio.run(connect())
-    assert verdicts == child.hear(), f"the ends disagree (seed {seed})"
-    assert {True, False} == set(verdicts), "each outcome must have been seen"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
-def test_both_ends_always_agree(make_kit: Any, fork: Any, seed: int) -> None:
-    _race(make_kit, fork, seed, rounds=500)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(600)
-def test_both_ends_always_agree_for_long(make_kit: Any, fork: Any) -> None:
-    _race(make_kit, fork, seed=99, rounds=50_000)
-
-
-async def _cycles(kit: Any, count: int) -> None:
-    client, server = kit.discovery(), kit.discovery()
-    listener = kit.listener()
-    server.announce(listener)
-    before = 0
-    for number in range(count):
-        assert await kit.meet(client, server, listener) == ("SMC", "SMC")
-        while len(kit.sockets) > 1:
-            kit.sockets.pop().close()
-        if number == 10:
-            before = kit.count_descriptors()
-    assert kit.count_descriptors() == before
-    assert client._open_marks == set()
-    assert len(client._by_socket) == 0
-    assert server._offers == set()
-
-
-async def test_cycles_leave_nothing_behind(kit: Any) -> None:
-    await _cycles(kit, 200)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(300)
-async def test_ten_thousand_cycles_leave_nothing_behind(kit: Any) -> None:
-    await _cycles(kit, 10_000)

@@ -10,7 +10,7 @@ padding in ADD LINK, which figure 32 lacks, Linux net/smc/smc_llc.h.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from smcproto.constants import (
     ADD_LINK_CONTINUATION_RKEYS_MAX,
@@ -227,7 +227,7 @@ class AddLink(LlcBase):
     def read(cls, data: bytes, version: int) -> Self:
         """Read it; raises DecodeError."""
         values = _ADD_LINK.parse(data, FLAGS_AT)
-        if not values["response"] and not any(data[4:LLC_V1_BYTES]):
+        if _is_empty_request(values):
             raise DecodeError(_EMPTY_ADD_LINK, field="mac", offset=4)
         if version == 1:
             refused = values["response"] and values["rejected"]
@@ -273,7 +273,7 @@ class AddLink(LlcBase):
             msg = f"{self.reject_reason} is outside 0 to 15"
             raise EncodeError(msg, field="reject_reason")
         body = _ADD_LINK.build_from(self)
-        if not self.response and not any(body[1:]):
+        if _is_empty_request(_ADD_LINK.parse(body)):
             raise EncodeError(_EMPTY_ADD_LINK, field="mac", offset=4)
         if self.client_target_gid is None:
             if self.direct or self.rkeys:
@@ -311,6 +311,17 @@ class AddLink(LlcBase):
         )
 
 
+def _is_empty_request(values: dict[str, Any]) -> bool:
+    """Tell whether an ADD LINK request has nothing in it; reserved bytes aside."""
+    return (
+        not values["response"]
+        and not any(values["mac"])
+        and not any(values["gid"])
+        and not any(values[name] for name in _ADD_LINK_NUMBERS)
+    )
+
+
+_ADD_LINK_NUMBERS: Final = ("qp_number", "link_number", "mtu_code", "psn")
 _EMPTY_ADD_LINK: Final = (
     "an ADD LINK request of zeros, which Linux takes for an event of its own"
 )

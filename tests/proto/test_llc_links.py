@@ -92,8 +92,9 @@ def test_an_add_link_request_of_zeros_is_refused_both_ways():
         zeros.build()
     answer = replace(zeros, response=True)
     assert AddLink.parse(answer.build()) == answer
-    with pytest.raises(DecodeError, match="request of zeros"):
-        AddLink.parse(b"\2,\0\0" + bytes(40))
+    for noise in (bytes(40), bytes(6) + b"\xff\xff" + bytes(24) + b"\xff" * 8):
+        with pytest.raises(DecodeError, match="request of zeros"):
+            AddLink.parse(b"\2,\0\0" + noise)
 
 
 def test_a_refusal_of_version_1_has_a_reason(proto):

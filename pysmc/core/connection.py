@@ -192,7 +192,7 @@ class Connection:
         self._peer_ring = ring = Ring(rmbe_bytes)
         self._producer = ring.pack(0)
         # With less than this free at once, and more on its way, a claim waits.
-        self._least_claim = ring.capacity >> 1
+        self._least_claim = min(ring.capacity, self._sndbuf_bytes) >> 1
         self.peer_token = alert_token
         self.remote_rkey = token.rkey
         self.remote_address = token.virtual_address + rmbe_bytes * (rmbe_index - 1)
@@ -265,9 +265,7 @@ class Connection:
 
     # Out
 
-    def claim(  # noqa: C901 - the hot path: comparisons in place of min() and calls
-        self, waiting: int, limit: int = 1 << 62
-    ) -> tuple[tuple[int, int], ...]:
+    def claim(self, waiting: int, limit: int = 1 << 62) -> tuple[tuple[int, int], ...]:
         """Take space in the peer's element and advance the producer cursor over it.
 
         Write the bytes, then publish: the update announces them. Claim again only
@@ -310,11 +308,11 @@ class Connection:
                 self.update_due = True
         else:
             self._flags &= ~_BLOCKED
-        if count < waiting and count < limit and count < self._least_claim:
-            # Half the element is still unread, so more room is sure to be reported:
-            # a few large pieces cost less than many small ones.
-            return ()
-        if count <= 0:
+        if count <= 0 or (
+            count < waiting and count < limit and count < self._least_claim
+        ):
+            # Half of what may be on its way still is, so more room is sure to be
+            # reported: a few large pieces cost less than many small ones.
             return ()
         self._tx_produced = produced + count
         self.update_due = True
@@ -418,7 +416,9 @@ class Connection:
             return News.NOTHING
         before = self.writable
         self._tx_completed = max(self._tx_completed, self._posted.popleft())
-        return News.SPACE if before == 0 and self.writable else News.NOTHING
+        # A claim may be waiting for more, though there was a little.
+        grew = before <= self._least_claim and self.writable > before
+        return News.SPACE if grew else News.NOTHING
 
     def receive_update(self, update: Update) -> int:
         """Follow what the peer says.

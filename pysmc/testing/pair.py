@@ -34,9 +34,10 @@ from pysmc.testing.pair_ends import (
     TcpEnd,
     Wire,
 )
+from smcproto import clc
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Callable, Hashable, Sequence
 
     from pysmc.core.actions import Action
     from pysmc.core.connection import Connection
@@ -334,6 +335,13 @@ class CorePair:
         """Send bytes on the TCP connection of a handshake, as its end might."""
         self.tcp(handshake).peer.transit += data
 
+    def rewrite(
+        self, handshake: Handshake, change: Callable[[Any], clc.ClcMessage]
+    ) -> None:
+        """Change the one CLC message that is on its way to a handshake's end."""
+        transit = self.tcp(handshake).transit
+        transit[:] = change(clc.parse(bytes(transit))).build()
+
     def send_message(self, link: Link, payload: bytes) -> None:
         """SEND bytes on a link, as its end might."""
         self._reached(link).sends.append(payload)
@@ -464,6 +472,17 @@ class CorePair:
         tail = "\n".join(self.trace[-30:])
         message = f"no end after {most} steps; the last ones:\n{tail}"
         raise AssertionError(message)
+
+    def drive_until(self, condition: Callable[[], bool]) -> None:
+        """Step until something is so.
+
+        Raises:
+            AssertionError: It never was.
+        """
+        while not condition():
+            if not self.step():
+                text = "\n".join(["it never came to that", *self.trace])
+                raise AssertionError(text)
 
     def settle(self, end: PairEnd) -> None:
         """Carry out an end's orders and take its news."""

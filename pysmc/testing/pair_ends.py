@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core import actions
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
-from smcproto import clc, llc
+from smcproto.decode import decode
 from smcproto.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Delivery(NamedTuple):
     """The TCP end or the queue pair that it arrives at; None for an answer."""
 
     def __str__(self) -> str:
-        return f"{self.kind} -> {self.end.name} {self.place or ''}".rstrip()
+        return f"{self.kind} -> {self.end.name} {self.place or ''}"
 
 
 @dataclass(slots=True, eq=False)
@@ -186,14 +186,22 @@ class Wire:
     silent_close: bool
     """Nobody is told that the other queue pair was closed."""
     now: float = 0.0
-    trace: list[str] = field(default_factory=list)
+    notes: list[tuple[float, str, bytes | Update]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     news: dict[Connection, int] = field(default_factory=dict)
     numbers: Iterator[int] = field(default_factory=lambda: count(0x100))
 
-    def note(self, line: str) -> None:
-        """Add a line to the trace."""
-        self.trace.append(f"{self.now:9.3f} {line}")
+    def note(self, line: str, what: bytes | Update = b"") -> None:
+        """Add a line to the trace; ``what`` becomes words when somebody reads it."""
+        self.notes.append((self.now, line, what))
+
+    @property
+    def trace(self) -> list[str]:
+        """One line for everything that happened."""
+        return [
+            f"{now:9.3f} {line} {words(what) if what else ''}".rstrip()
+            for now, line, what in self.notes
+        ]
 
 
 class PairEnd:
@@ -302,7 +310,7 @@ class PairEnd:
 
     def _send_clc(self, action: actions.SendClc) -> None:
         tcp: TcpEnd = action.handshake.handle
-        self._wire.note(f"{self.name}: {tcp} sends {clc.parse(action.data)}")
+        self._wire.note(f"{self.name}: {tcp} sends", action.data)
         tcp.peer.transit += action.data
 
     def _check_tcp(self, action: actions.CheckTcp) -> None:
@@ -417,7 +425,7 @@ class PairEnd:
 
     def _post_send(self, action: actions.PostSend) -> None:
         pair: QueuePairStub = action.link.handle
-        self._wire.note(f"{self.name}: {pair} sends {_message(action.payload)}")
+        self._wire.note(f"{self.name}: {pair} sends", action.payload)
         if pair.reaches is not None:
             pair.reaches.sends.append(action.payload)
 
@@ -440,7 +448,7 @@ class PairEnd:
             kept = [older for older in there.updates if older[1] != update[1]]
             there.updates = deque(kept)
         there.updates.append(update)
-        self._wire.note(f"{self.name}: publishes {words(update)}")
+        self._wire.note(f"{self.name}: publishes", update)
         connection.published(not self._wire.publish_later)
         if self._wire.publish_later:
             pair.completions.append(connection.alert_token)
@@ -563,16 +571,18 @@ class PairEnd:
             self._add_news(connection, connection.publish_completed())
 
 
-def _message(payload: bytes) -> str:
+def _message(data: bytes) -> str:
     try:
-        return str(llc.parse(payload))
+        return str(decode(data)[1])
     except DecodeError as error:
-        return f"{len(payload)} bytes: {error}"
+        return f"{len(data)} bytes: {error}"
 
 
 def words(what: object) -> str:
-    """Put an event or an update into words."""
+    """Put an event, an update or the bytes of a message into words."""
     match what:
+        case bytes():
+            return _message(what)
         case Established(_, connection):
             return f"established {connection.alert_token:08x}"
         case FellBack(_, reason):

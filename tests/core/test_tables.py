@@ -1,4 +1,4 @@
-"""Every table, every state, every input: what moves, what is ignored, what is neither."""
+"""Every table, state and input: what moves, what is ignored, what is neither."""
 
 from __future__ import annotations
 
@@ -46,40 +46,39 @@ TABLES: dict[str, Row] = {
 def test_every_state_and_input(name: str) -> None:
     table, states, inputs, expected = TABLES[name]
     found: Counter[str] = Counter()
+    texts: list[tuple[str, str]] = []
     for state, happened in product(states, inputs):
         try:
             after = table.after(state, happened)
         except ForbiddenInput as error:
-            assert happened.name in str(error)
-            assert state.name in str(error)
             found["forbidden"] += 1
+            texts.append((str(error), f"{happened.name} in state {state.name}"))
         else:
             moves = (state, happened) in table.rows
             assert (after is state) or moves
             assert moves != ((state, happened) in table.ignored)
             found["moves" if moves else "ignored"] += 1
     assert found == expected
+    assert all(wanted in text for text, wanted in texts)
+
+
+STARTS_AND_ENDS: dict[str, tuple[Enum, frozenset[Any]]] = {
+    "close": (close.Side.OPEN, close.ENDED),
+    "link": (link.LinkState.INACTIVE, frozenset({link.LinkState.DOWN})),
+    "client": (handshake.HandshakeState.AWAIT_ACCEPT, handshake.OVER),
+    "server": (handshake.HandshakeState.AWAIT_PROPOSAL, handshake.OVER),
+}
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_state_can_be_reached_and_left(name: str) -> None:
     table, states, _, _ = TABLES[name]
-    starts = {
-        "close": {close.Side.OPEN},
-        "link": {link.LinkState.INACTIVE},
-        "client": {handshake.HandshakeState.AWAIT_ACCEPT},
-        "server": {handshake.HandshakeState.AWAIT_PROPOSAL},
-    }[name]
-    ends = {
-        "close": set(close.ENDED),
-        "link": {link.LinkState.DOWN},
-        "client": set(handshake.OVER),
-        "server": set(handshake.OVER),
-    }[name]
-    reached = set(starts)
-    while more := {
-        after for (state, _), after in table.rows.items() if state in reached
-    } - reached:
+    start, ends = STARTS_AND_ENDS[name]
+    reached = {start}
+    while (
+        more := {after for (state, _), after in table.rows.items() if state in reached}
+        - reached
+    ):
         reached |= more
     other_role = {
         "client": {"AWAIT_PROPOSAL", "QUEUED", "AWAIT_CONFIRM"},

@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.subcommand is None:
         parser.print_help(sys.stderr)
         return 2
+    if options.subcommand == "run":
+        return int(options.command(options))  # the program's exceptions are its own
     try:
         return int(options.command(options))
     except KeyboardInterrupt:

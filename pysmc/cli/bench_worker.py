@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 ECHO, SINK = b"E", b"S"
 HEADER_BYTES = 8
-WRITE_LIMIT_BYTES = 1 << 20
 WARM_UP_BYTES = 8 << 20
 CONGESTION = ("cubic", "reno")
 """The machine's default may be bbr, which loses up to five times on loopback."""
@@ -96,7 +95,6 @@ class Client(asyncio.Protocol):
         """Remember the transport."""
         tune(transport)
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=WRITE_LIMIT_BYTES)
         self.received = 0
         self.wanted = 0
         self.on_message: Callable[[], None] = lambda: None

@@ -206,6 +206,8 @@ def _follow(
         line = json.loads(text)
         if "received" in line:
             advance(line["received"])
+    if "failed" in line:
+        raise DemoError(line["failed"])
     code = client.wait(START_SECONDS)
     if code != 0 or "digests" not in line:
         message = f"the client failed, exit code {code}"
@@ -270,5 +272,5 @@ def _print_result(result: dict[str, Any]) -> None:
         ("TCP rate", result["tcp_seconds"]),
     ):
         rate = result["bytes"] / 1e6 / seconds if seconds else 0.0
-        table.add_row(title, f"{rate:.0f} MB/s ({seconds:.2f} s)")
+        table.add_row(title, f"{rate:,.1f} MB/s ({seconds:.2f} s)")
     Console().print(table)

@@ -24,6 +24,8 @@ import aiohttp
 
 BATCH_BYTES = 64 << 20
 """Bodies that are kept before the clock stops for hashing."""
+STEP_BYTES = 4 << 20
+"""Progress is told so often that a bar moves, and so seldom that it costs nothing."""
 TIMEOUT_SECONDS = 120
 
 
@@ -57,15 +59,22 @@ class Connections:
     def __init__(self) -> None:
         self._seen: dict[Any, dict[str, Any] | None] = {}
 
-    async def note(
-        self, _session: Any, _context: Any, params: aiohttp.TraceRequestEndParams
-    ) -> None:
-        """Look at the connection that carried a response, while it is known."""
-        connection = params.response.connection
-        transport = None if connection is None else connection.transport
+    def note(self, transport: asyncio.BaseTransport | None) -> None:
+        """Look at the connection that a request has just gone over."""
         if transport is not None and transport not in self._seen:
             info = transport.get_extra_info("smc")
             self._seen[transport] = None if info is None else asdict(info)
+
+    def response_class(self) -> type[aiohttp.ClientResponse]:
+        """Make responses that let us look: a finished one knows no connection."""
+        note = self.note
+
+        class Response(aiohttp.ClientResponse):
+            async def start(self, connection: Any) -> aiohttp.ClientResponse:
+                note(connection.transport)
+                return await super().start(connection)
+
+        return Response
 
     def report(self) -> dict[str, Any]:
         """Summarise modes, reasons and the first connection's details."""
@@ -79,27 +88,35 @@ class Connections:
         }
 
 
+def tell(received: int) -> int:
+    """Print how many bytes there are by now, and give that number."""
+    print(json.dumps({"received": received}), flush=True)
+    return received
+
+
 async def download(job: Job) -> dict[str, Any]:
     """Download every file; give the times, the hashes and the connections."""
     seen = Connections()
-    trace = aiohttp.TraceConfig()
-    trace.on_request_end.append(seen.note)
     digests: dict[str, str] = {}
     seconds = 0.0
-    received = 0
+    received = told = 0
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=job["connections"]),
         timeout=aiohttp.ClientTimeout(total=None, sock_read=TIMEOUT_SECONDS),
-        trace_configs=[trace],
+        response_class=seen.response_class(),
         auto_decompress=False,
     ) as session:
 
         async def worker(todo: list[str], bodies: dict[str, bytes]) -> None:
+            nonlocal received, told
             while todo:
                 name = todo.pop()
                 async with session.get(job["base"] + quote(name)) as response:
                     response.raise_for_status()
-                    bodies[name] = await response.read()
+                    bodies[name] = body = await response.read()
+                received += len(body)
+                if received >= told + STEP_BYTES:
+                    told = tell(received)
 
         for batch in batches(job["files"]):
             bodies: dict[str, bytes] = {}
@@ -111,8 +128,7 @@ async def download(job: Job) -> dict[str, Any]:
             seconds += time.perf_counter() - start
             for name, body in bodies.items():
                 digests[name] = hashlib.sha256(body).hexdigest()
-                received += len(body)
-            print(json.dumps({"received": received}), flush=True)
+            tell(received)
     return {
         "seconds": seconds,
         "bytes": received,
@@ -121,5 +137,16 @@ async def download(job: Job) -> dict[str, Any]:
     }
 
 
+def main() -> int:
+    """Do the job; say in one line what kept a connection from being made."""
+    job = json.load(sys.stdin)
+    try:
+        report = asyncio.run(download(job))
+    except aiohttp.ClientConnectorError as error:
+        report = {"failed": f"no connection to the server: {error.os_error}"}
+    print(json.dumps(report), flush=True)
+    return int("failed" in report)
+
+
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(download(json.load(sys.stdin)))), flush=True)
+    sys.exit(main())

@@ -10,6 +10,7 @@ Source: CPython's asyncio.events (policy and ``new_event_loop``) and runpy.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import runpy
 import sys
@@ -39,8 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="what follows is a module's name, as for python -m",
     )
-    parser.add_argument("program", metavar="SCRIPT|MODULE")
-    parser.add_argument("arguments", metavar="ARGS", nargs="...")
+    parser.add_argument(
+        "program",
+        metavar="SCRIPT|MODULE",
+        nargs="?",
+        help="a file, a folder or zip file with __main__.py, or a module",
+    )
+    parser.add_argument(
+        "arguments", metavar="ARGS", nargs="...", help="what the program gets"
+    )
 
 
 def command(options: argparse.Namespace) -> int:
@@ -51,22 +59,63 @@ def command(options: argparse.Namespace) -> int:
     try:
         pysmc.Config.from_env()
     except ValueError as error:
-        print(f"pysmc run: {error}", file=sys.stderr)
-        return 2
-    script = Path(options.program)
-    if not options.is_module and not script.exists():
-        print(f"pysmc run: there is no file {options.program!r}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
+    if options.program is None:
+        return _refuse("name a script, or a module after -m")
     install_loop()
     sys.argv = [options.program, *options.arguments]
     if options.is_module:
-        # As `python -m` does, so that modules beside the caller are found.
-        sys.path.insert(0, str(Path.cwd()))
-        runpy.run_module(options.program, run_name="__main__", alter_sys=True)
-    else:
-        sys.path.insert(0, str(script.resolve().parent))
-        runpy.run_path(options.program, run_name="__main__")
+        return _run_module(options.program)
+    return _run_script(options.program)
+
+
+def _refuse(text: str) -> int:
+    print(f"pysmc run: {text}", file=sys.stderr)
+    return 2
+
+
+def _run_module(name: str) -> int:
+    # As `python -m` does, so that modules beside the caller are found.
+    _put_first(Path.cwd())
+    try:
+        is_there = importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if error.name is None or not name.startswith(f"{error.name}."):
+            raise  # a parent package exists, but something that it imports does not
+        is_there = False
+    except ValueError:
+        is_there = False  # "", ".name": no name of a module
+    if not is_there:
+        return _refuse(f"there is no module {name!r}")
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
     return 0
+
+
+def _run_script(name: str) -> int:
+    script = Path(name)
+    if not script.exists():
+        return _refuse(f"there is no file {name!r}")
+    if script.is_dir():
+        if not any(script.glob("__main__.py*")):
+            return _refuse(f"{name!r} is a folder without a file __main__.py")
+        # runpy puts the folder first itself.
+        _drop_first()
+    else:
+        _put_first(script.resolve().parent)
+    runpy.run_path(name, run_name="__main__")
+    return 0
+
+
+def _put_first(folder: Path) -> None:
+    """Put a folder in the place of the one that Python put first for us."""
+    _drop_first()
+    if not sys.flags.safe_path:
+        sys.path.insert(0, str(folder))
+
+
+def _drop_first() -> None:
+    if not sys.flags.safe_path:
+        del sys.path[:1]
 
 
 def install_loop() -> None:
@@ -74,7 +123,7 @@ def install_loop() -> None:
 
     For this command only: a library that did this on import would surprise strangers.
     """
-    asyncio.SelectorEventLoop = pysmc.Loop  # type: ignore[misc]
+    asyncio.SelectorEventLoop = pysmc.Loop  # type: ignore[misc, assignment]
     if sys.version_info >= (3, 14):
         asyncio.events.new_event_loop = pysmc.new_event_loop
         asyncio.new_event_loop = pysmc.new_event_loop

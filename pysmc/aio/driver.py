@@ -79,6 +79,9 @@ def _refuse_in_child() -> None:
 
 os.register_at_fork(after_in_child=_refuse_in_child)
 
+# Looked up once: a member of an Enum is found by a Python call.
+_UPDATE, _PUBLISH = CompletionKind.UPDATE, CompletionKind.PUBLISH
+
 
 class Driver:
     """Everything of SMC-R that belongs to one loop.
@@ -355,16 +358,17 @@ class Driver:
                 pair = completion.queue_pair
                 if pair not in links:
                     continue
-                if completion.kind is CompletionKind.UPDATE:
+                if completion.kind is _UPDATE:
                     link = links[pair]
                     found = endpoint.receive_update(link, completion.payload, now)
                     if found is not None:
                         connection, news = found
-                        connection.handle.receive_news(news)
+                        if connection.handle is not None:
+                            connection.handle.receive_news(news)
                         if news & _FINAL:
                             endpoint.reap(connection, now)
                             self.settle()
-                elif completion.kind is CompletionKind.PUBLISH:
+                elif completion.kind is _PUBLISH:
                     self._take_publish(links[pair], completion.wr_id)
                 else:
                     self._take_control(links[pair], completion, now)
@@ -379,7 +383,7 @@ class Driver:
         connection = self.endpoint.connection_of(link, token)
         if connection is not None:
             news = connection.publish_completed()
-            if news:
+            if news and connection.handle is not None:
                 connection.handle.receive_news(news)
 
     def _take_control(self, link: Link, completion: Completion, now: float) -> None:
@@ -429,7 +433,7 @@ class Driver:
                 if not ordered and not events:
                     break
                 for event in events:
-                    if type(event) is ConnectionLost:
+                    if type(event) is ConnectionLost and event.connection.handle:
                         # Its memory goes with the orders; what arrived is still owed.
                         event.connection.handle.salvage()
                 self._carry_out(ordered)
@@ -453,7 +457,9 @@ class Driver:
             case Failed(handshake, error):
                 handshake.handle.failed(error)
             case ConnectionLost(connection, error):
-                connection.handle.lose(error)
+                # Without a handle its handshake is not over, and fails by itself.
+                if connection.handle is not None:
+                    connection.handle.lose(error)
 
     def _arm_timer(self) -> None:
         endpoint = self._endpoint

@@ -261,6 +261,8 @@ class Negotiation:
         """The connection runs over SMC-R from now on."""
         connection.handle = self
         self.connection = connection
+        # News that came before this was told to nobody.
+        self.peer_done = connection.peer_done
         self._wake()
 
     def fell_back(self, why: Reason) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark, Verdict
+from pysmc.discovery import local as local_module
 from pysmc.discovery.address import connection_id
 from pysmc.discovery.local import RENDEZVOUS_PREFIX
 
@@ -190,6 +191,12 @@ async def kit() -> AsyncIterator[Kit]:
     made.close()
     # Some are closed by callbacks of tasks that have just ended.
     await asyncio.wait_for(made.until(lambda: count_descriptors() <= before), 2)
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold offers longer than any test takes, also on a busy machine."""
+    monkeypatch.setattr(local_module, "UNCLAIMED_WAIT", 30.0)
 
 
 @pytest.fixture

@@ -10,11 +10,15 @@ Source: CPython's asyncio.events (policy and ``new_event_loop``) and runpy.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import importlib.util
 import os
 import runpy
 import sys
+import types
 import warnings
+import zipfile
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,16 +79,18 @@ def _refuse(text: str) -> int:
 
 
 def _run_module(name: str) -> int:
+    if name.startswith("."):
+        return _refuse(f"a module's whole name is wanted, {name!r} is relative")
     # As `python -m` does, so that modules beside the caller are found.
     _put_first(Path.cwd())
     try:
         is_there = importlib.util.find_spec(name) is not None
     except ModuleNotFoundError as error:
-        if error.name is None or not name.startswith(f"{error.name}."):
+        if not name.startswith(f"{error.name}."):
             raise  # a parent package exists, but something that it imports does not
         is_there = False
     except ValueError:
-        is_there = False  # "", ".name": no name of a module
+        is_there = False  # the name is empty
     if not is_there:
         return _refuse(f"there is no module {name!r}")
     runpy.run_module(name, run_name="__main__", alter_sys=True)
@@ -95,15 +101,31 @@ def _run_script(name: str) -> int:
     script = Path(name)
     if not script.exists():
         return _refuse(f"there is no file {name!r}")
-    if script.is_dir():
-        if not any(script.glob("__main__.py*")):
-            return _refuse(f"{name!r} is a folder without a file __main__.py")
-        # runpy puts the folder first itself.
+    if script.is_dir() and not any(script.glob("__main__.py*")):
+        return _refuse(f"{name!r} is a folder without a file __main__.py")
+    if script.is_dir() or script.suffix == ".pyc" or zipfile.is_zipfile(script):
+        # For folders and zip files runpy puts them first in sys.path itself.
         _drop_first()
-    else:
-        _put_first(script.resolve().parent)
-    runpy.run_path(name, run_name="__main__")
+        runpy.run_path(name, run_name="__main__")
+        return 0
+    _put_first(script.resolve().parent)
+    _become(str(script.absolute()))
     return 0
+
+
+def _become(path: str) -> None:
+    """Execute a source file as ``__main__``, with what it finds there under Python.
+
+    runpy.run_path would change ``sys.argv[0]`` and keep ``__file__`` relative, and its
+    ``__main__`` ends before the functions that the program left to atexit.
+    """
+    loader = SourceFileLoader("__main__", path)
+    module = types.ModuleType("__main__")
+    module.__file__ = path
+    module.__loader__ = loader
+    module.__dict__.update(__builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = module
+    exec(loader.source_to_code(loader.get_data(path), path), module.__dict__)
 
 
 def _put_first(folder: Path) -> None:
@@ -123,7 +145,7 @@ def install_loop() -> None:
 
     For this command only: a library that did this on import would surprise strangers.
     """
-    asyncio.SelectorEventLoop = pysmc.Loop  # type: ignore[misc, assignment]
+    asyncio.SelectorEventLoop = pysmc.Loop  # type: ignore[assignment]
     if sys.version_info >= (3, 14):
         asyncio.events.new_event_loop = pysmc.new_event_loop
         asyncio.new_event_loop = pysmc.new_event_loop

@@ -63,9 +63,10 @@ class Config:
     """What happens where SMC-R is not possible: plain TCP, or `pysmc.Declined`."""
     ueids: tuple[str, ...] = ()
     """User-defined EIDs: up to 32 characters of A-Z, 0-9, "." and "-"."""
-    rmbe_bytes: int = 256 * KIB
-    """Receive buffer of a connection in bytes, a power of two from 16 KiB."""
-    sndbuf_bytes: int = 256 * KIB
+    rmbe_bytes: int = 1024 * KIB
+    """Receive buffer of a connection in bytes, a power of two from 16 KiB; smaller when
+    `max_pinned_bytes` runs short."""
+    sndbuf_bytes: int = 1024 * KIB
     """Most bytes in flight of a connection, a power of two from 16 KiB."""
     max_links: int = _limit(1, 1, 1)
     """Links of a link group. Further links are not built yet."""
@@ -116,8 +117,9 @@ class Config:
     """Link groups with one peer; more connections fall back to TCP."""
     max_idle_rmbs: int = _limit(16, 0, 255)
     """Confirmed receive buffers that an idle link group keeps for reuse."""
-    max_pinned_bytes: int = _limit(1 << 30, 1 << 20, 1 << 44)
-    """Receive buffers of all connections in bytes; more fall back to TCP."""
+    max_pinned_bytes: int = _limit(1 << 29, 1 << 20, 1 << 44)
+    """Receive buffers of all connections in bytes. Each takes at most one of 256 shares
+    of what is left; with nothing left, more connections fall back to TCP."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -551,7 +551,7 @@ class Driver:
         self.endpoint.memory_registered(rmb, region.virtual_address, rkey, self.time())
 
     def _clear(self, action: actions.ClearMemory) -> None:
-        action.rmb.handle.clear()
+        action.rmb.handle.clear(action.count)
 
     def _deregister(self, action: actions.DeregisterMemory) -> None:
         if action.rmb.handle is not None:

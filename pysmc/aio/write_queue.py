@@ -96,7 +96,7 @@ class WriteQueue:
             # The usual case without detours: one whole piece goes to one place.
             ((address, length),) = spans
             rkey = connection.remote_rkey
-            pair.post_write(rkey, address, waiting.popleft())
+            pair.post_write(rkey, address, memoryview(waiting.popleft()))
             self.size -= length
             connection.published(
                 pair.publish(rkey, connection.alert_token, *connection.take_update())

@@ -106,9 +106,13 @@ class RegisterMemory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClearMemory:
-    """Fill the RMB with zeros before another connection gets it; no answer."""
+    """Fill the RMB's first bytes with zeros before another connection gets it.
+
+    No answer.
+    """
 
     rmb: Rmb
+    count: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

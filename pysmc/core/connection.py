@@ -218,6 +218,15 @@ class Connection:
         return JOINT[self._ours, self._peer]
 
     @property
+    def dirty_bytes(self) -> int:
+        """Bytes from the beginning of our RMB that the peer has written."""
+        return (
+            self._ring.size
+            if self.suspect
+            else min(self._rx_produced + self._ring.base, self._ring.size)
+        )
+
+    @property
     def readable(self) -> int:
         """Unread bytes in our element."""
         return self._rx_produced - self._rx_consumed

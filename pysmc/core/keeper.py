@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from pysmc.config import RMBE_BYTES_MIN
 from pysmc.core.actions import (
     ClearMemory,
     CloseGroup,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Keeper"]
 
+SHARES = 256
+"""A further RMB may take one of so many shares of the pinned memory that is left."""
 CLIENT_IDLE_EXTRA = 10.0
 """Seconds that a client keeps an idle group longer, so that the server ends it."""
 
@@ -176,17 +179,31 @@ class Keeper:
             In state CONFIRMED it can be used at once; in REGISTERING an answer of the
             fabric has to be awaited. None when no more may be pinned.
         """
-        length = self._context.config.rmbe_bytes
-        rmb = group.pool.take(length)
-        if rmb is not None:
-            self._context.actions.append(ClearMemory(rmb))
-            return rmb
+        length = config_length = self._context.config.rmbe_bytes
+        affordable = self._affordable()
+        while length > affordable and length > RMBE_BYTES_MIN:
+            length >>= 1
+        size = config_length
+        while size >= length:
+            rmb = group.pool.take(size)
+            if rmb is not None:
+                self._context.actions.append(ClearMemory(rmb, rmb.dirty_bytes))
+                return rmb
+            size >>= 1
         if self.rmb_bytes + length > self._context.config.max_pinned_bytes:
             return None
         rmb = Rmb(group, length)
         self._count(rmb, length)
         self._context.actions.append(RegisterMemory(rmb))
         return rmb
+
+    def _affordable(self) -> int:
+        """Tell how large a further RMB may be: each takes its share of what is left.
+
+        So a few connections get large buffers, and thousands still get some.
+        """
+        left = self._context.config.max_pinned_bytes - self.rmb_bytes
+        return left // SHARES
 
     def confirm_rmb(self, link: Link, rmb: Rmb, now: float) -> None:
         """Announce the RMB to the peer of a reused group."""
@@ -249,6 +266,7 @@ class Keeper:
         if not self.has_connection(connection):
             return
         del group.connections[connection.alert_token]
+        connection.rmb.dirty_bytes = connection.dirty_bytes
         self._context.timers.cancel(("close", connection))
         self.give_rmb(connection.rmb, now, clean=clean)
         self.leave(group, now)

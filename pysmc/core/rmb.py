@@ -55,11 +55,21 @@ class Rmb:
         length: Bytes, a power of two from 16 KiB.
     """
 
-    __slots__ = ("group", "handle", "handshake", "length", "state", "tokens")
+    __slots__ = (
+        "dirty_bytes",
+        "group",
+        "handle",
+        "handshake",
+        "length",
+        "state",
+        "tokens",
+    )
 
     def __init__(self, group: LinkGroup, length: int) -> None:
         self.group = group
         self.length = length
+        # How many bytes from the beginning the last connection has received.
+        self.dirty_bytes = 0
         self.handle: Any = None
         # Who waits until it can be used.
         self.handshake: Handshake | None = None

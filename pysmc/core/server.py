@@ -255,13 +255,8 @@ class ServerNegotiator(Negotiator):
     def _receive_confirm(
         self, handshake: Handshake, confirm: clc.Confirm, now: float
     ) -> None:
-        if handshake.problem is not None:
-            # The link was lost meanwhile: our Decline has to wait for its turn.
-            handshake.move(HandshakeInput.CONFIRM_FIRST)
-            self.await_link(handshake, now)
-            self.link_failed(handshake, handshake.problem)
-            return
-        problem = self._judge_confirm(handshake, confirm)
+        # The link may have been lost before.
+        problem = handshake.problem or self._judge_confirm(handshake, confirm)
         if problem is not None:
             self._refuse_confirm(handshake, problem, now)
             return
@@ -319,7 +314,11 @@ class ServerNegotiator(Negotiator):
 
     def _refuse_confirm(self, handshake: Handshake, why: Reason, now: float) -> None:
         if handshake.first_contact:
-            self.decline(handshake, why, now)
+            # Our Decline has to wait for its turn: our queue pair goes with it, and a
+            # client that saw that first would decline too.
+            handshake.move(HandshakeInput.CONFIRM_FIRST)
+            self.await_link(handshake, now)
+            self.link_failed(handshake, why)
         else:
             # On a reused link the client has gone on already: a Decline would reach
             # its application.

@@ -151,8 +151,12 @@ class MemoryRegion(ABC):
         """Tell the region's rkey (32 bits) on this link; it may differ on each."""
 
     @abstractmethod
-    def clear(self) -> None:
-        """Fill the region with zeros, and forget updates that named it."""
+    def clear(self, count: int | None = None) -> None:
+        """Fill the region with zeros, and forget updates that named it.
+
+        Args:
+            count: How many bytes from the region's beginning, all of them by default.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -118,11 +118,11 @@ class ShmRegion(MemoryRegion):
         number, offset = self.place
         return pack_descriptor(self.rkey, number, offset, self.length)
 
-    def clear(self) -> None:
+    def clear(self, count: int | None = None) -> None:
         """Fill with zeros and forget updates; see `MemoryRegion.clear`."""
         self._domain.device.refuse_if_forked()
         memory, start = self.memory, self.offset
-        end = start + self.length
+        end = start + (self.length if count is None else count)
         for at in range(start, end, len(_ZEROS)):
             stop = min(at + len(_ZEROS), end)
             memory[at:stop] = _ZEROS if stop - at == len(_ZEROS) else bytes(stop - at)

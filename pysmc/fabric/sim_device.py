@@ -103,10 +103,11 @@ class SimRegion(MemoryRegion):
         assert isinstance(queue_pair, SimQueuePair)
         return self.number << 12 | queue_pair.index
 
-    def clear(self) -> None:
+    def clear(self, count: int | None = None) -> None:
         """Fill with zeros, and empty the mailboxes; see `MemoryRegion.clear`."""
         self._domain.device.refuse_if_forked()
-        self.memory[:] = bytes(self.length)
+        end = self.length if count is None else count
+        self.memory[:end] = bytes(end)
         self._domain.empty_mailboxes(self)
 
     def close(self) -> None:

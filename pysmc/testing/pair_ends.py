@@ -418,7 +418,7 @@ class PairEnd:
 
     def _clear(self, action: actions.ClearMemory) -> None:
         self._domain(action.rmb.group)
-        action.rmb.handle.memory[:] = bytes(action.rmb.length)
+        action.rmb.handle.memory[: action.count] = bytes(action.count)
 
     def _deregister(self, action: actions.DeregisterMemory) -> None:
         del self._domain(action.rmb.group).regions[action.rmb.handle.rkey]

@@ -78,7 +78,9 @@ def test_the_heap_does_not_grow_with_changes() -> None:
         max_size=200,
     )
 )
-def test_like_a_dictionary_that_is_sorted(changes: list[tuple[int, float]]) -> None:
+def test_like_a_dictionary_that_is_sorted(
+    changes: list[tuple[int, float | None]],
+) -> None:
     timers: Timers[int] = Timers()
     model: dict[int, float] = {}
     for subject, when in changes:

@@ -23,6 +23,7 @@ __all__ = [
     "FlowControlMixin",
     "attach",
     "detach",
+    "guard_protocol",
     "sendfile_by_fallback",
     "transport_socket",
 ]
@@ -53,6 +54,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "self", "high", "low",
     ),
     "asyncio.constants._SendfileMode.FALLBACK": (),
+    # Used: keeps the protocol out of the way while a file is sent.
+    "asyncio.base_events._SendfileFallbackProtocol": ("transp",),
     # TLS over any transport.
     "asyncio.sslproto.SSLProtocol": (
         "self", "loop", "app_protocol", "sslcontext", "waiter", "server_side",
@@ -104,6 +107,15 @@ def detach(server: Any, transport: asyncio.Transport) -> None:
 def transport_socket(sock: socket.socket) -> Any:
     """Wrap a socket as ``get_extra_info("socket")`` gives it."""
     return trsock.TransportSocket(sock)
+
+
+def guard_protocol(transport: asyncio.Transport) -> Any:
+    """Keep the protocol out of the way while a file is sent.
+
+    Gives an object with the coroutines ``drain``, which waits while the transport has
+    enough, and ``restore``, which puts the protocol back.
+    """
+    return base_events._SendfileFallbackProtocol(transport)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def sendfile_by_fallback() -> Any:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
 from pysmc.aio.negotiation import Outcome, negotiate_client, negotiate_server
 from pysmc.aio.selector import FabricSelector
+from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.discovery.static import StaticPeers
@@ -379,6 +380,24 @@ class Loop(asyncio.SelectorEventLoop):
         if self._found:
             self._used_raw(sock)
         return await super().sock_sendto(sock, data, address)
+
+    async def sendfile(
+        self,
+        transport: asyncio.WriteTransport,
+        file: Any,
+        offset: int = 0,
+        count: int | None = None,
+        *,
+        fallback: bool = True,
+    ) -> int:
+        """Send a file over a transport; over SMC-R without asyncio's thread."""
+        if (
+            isinstance(transport, SmcTransport)
+            and not transport.is_closing()
+            and can_send(file)
+        ):
+            return await send_file(transport, file, offset, count)
+        return await super().sendfile(transport, file, offset, count, fallback=fallback)
 
     async def sock_sendfile(
         self,

@@ -17,7 +17,6 @@ net.core.busy_poll.
 from __future__ import annotations
 
 import selectors
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -133,8 +132,7 @@ class FabricSelector(selectors.DefaultSelector):
             if self._skipped < PROBE_EVERY:
                 return False
             self._skipped = 0
-        # Another thread of ours would have to fight for the interpreter meanwhile.
-        return threading.active_count() == 1
+        return True
 
     def _look(self, began: float, timeout: float | None) -> bool:
         budget = self._budget

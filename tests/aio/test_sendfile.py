@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+from typing import IO, TYPE_CHECKING, Any
+
+import pytest
+
+import pysmc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine
+    from pathlib import Path
+
+SIZE = 5_000_001
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> IO[bytes]:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(i * 7 % 251 for i in range(256)) * (SIZE // 256 + 1))
+    with path.open("r+b") as opened:
+        opened.truncate(SIZE)
+    return path.open("rb")
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    pysmc.run(asyncio.wait_for(scenario, 20))
+
+
+class Pair:
+    """A transport over SMC-R, and what arrived at its other end."""
+
+    def __init__(self, transport: asyncio.WriteTransport, received: bytearray) -> None:
+        self.transport = transport
+        self.received = received
+        self.done = asyncio.Event()
+
+
+async def connect() -> AsyncIterator[Pair]:
+    received = bytearray()
+    done = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while block := await reader.read(1 << 16):
+            received.extend(block)
+        writer.close()
+        await writer.wait_closed()
+        done.set()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert writer.get_extra_info("smc").mode == "smcr"
+        pair = Pair(writer.transport, received)
+        pair.done = done
+        yield pair
+        writer.close()
+        await writer.wait_closed()
+        await done.wait()
+
+
+@pytest.mark.parametrize(
+    ("offset", "count"),
+    [(0, None), (0, SIZE), (4096, 1_000_000), (SIZE - 1, 100), (SIZE, None), (7, 1)],
+)
+def test_every_byte_of_the_piece_arrives(
+    file: IO[bytes], offset: int, count: int | None
+) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        stop = SIZE if count is None else min(SIZE, offset + count)
+        async for pair in connect():
+            sent = await loop.sendfile(pair.transport, file, offset, count)
+            assert sent == stop - offset
+            if sent:
+                assert file.tell() == stop
+            pair.transport.close()
+            await pair.done.wait()
+            file.seek(offset)
+            expected = hashlib.sha256(file.read(sent)).digest()
+            assert hashlib.sha256(pair.received).digest() == expected
+
+    with file:
+        run(scenario())
+
+
+def test_what_was_written_before_and_after_keeps_its_place(file: IO[bytes]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async for pair in connect():
+            pair.transport.write(b"head")
+            await loop.sendfile(pair.transport, file, 0, 100)
+            pair.transport.write(b"tail")
+            pair.transport.close()
+            await pair.done.wait()
+            assert pair.received[:4] == b"head"
+            assert pair.received[-4:] == b"tail"
+            assert len(pair.received) == 108
+
+    with file:
+        run(scenario())
+
+
+def test_other_tasks_get_their_turn(file: IO[bytes]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        turns = 0
+
+        def tick() -> None:
+            nonlocal turns
+            turns += 1
+            handle[0] = loop.call_soon(tick)
+
+        async for pair in connect():
+            handle = [loop.call_soon(tick)]
+            await loop.sendfile(pair.transport, file)
+            handle[0].cancel()
+            assert turns >= SIZE // (16 * 64 * 1024)
+
+    with file:
+        run(scenario())
+
+
+def test_a_file_without_a_descriptor_goes_asyncios_way() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async for pair in connect():
+            assert await loop.sendfile(pair.transport, io.BytesIO(b"memory")) == 6
+            pair.transport.close()
+            await pair.done.wait()
+            assert pair.received == b"memory"
+
+    run(scenario())
+
+
+def test_a_closing_transport_is_refused(file: IO[bytes]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async for pair in connect():
+            pair.transport.close()
+            with pytest.raises(RuntimeError, match="closing"):
+                await loop.sendfile(pair.transport, file)
+
+    with file:
+        run(scenario())
+
+
+def test_the_end_of_the_connection_is_an_error(file: IO[bytes]) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+
+        async def hang_up(_: Any, writer: asyncio.StreamWriter) -> None:
+            writer.transport.abort()
+
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+
+            async def send_on() -> None:
+                while True:
+                    await loop.sendfile(writer.transport, file)
+
+            with pytest.raises(ConnectionError):
+                await send_on()
+            writer.close()
+
+    with file:
+        run(scenario())

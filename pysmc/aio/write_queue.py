@@ -64,6 +64,8 @@ class WriteQueue:
             return True
         connection = self._connection
         spans = connection.claim(size, SLICE_BYTES)
+        if not spans and self._look_for_room():
+            spans = connection.claim(size, SLICE_BYTES)
         if len(spans) == 1 and spans[0][1] == size:
             pair, rkey = self._pair, connection.remote_rkey
             pair.post_write(rkey, spans[0][0], memoryview(data))
@@ -90,7 +92,7 @@ class WriteQueue:
             spans = connection.claim(self.size, SLICE_BYTES)
             if len(spans) != 1 or spans[0][1] != len(waiting[0]):
                 self._announce(spans)
-                if not spans:
+                if not spans and not self._look_for_room():
                     break
                 continue
             # The usual case without detours: one whole piece goes to one place.
@@ -103,6 +105,14 @@ class WriteQueue:
             )
         self._pair.flush()
         return self.size > 0
+
+    def _look_for_room(self) -> bool:
+        """Look whether the peer has read on since the last turn of the loop."""
+        connection = self._connection
+        consumer = self._pair.newest_consumer(
+            connection.rmb.handle, connection.alert_token
+        )
+        return consumer >= 0 and connection.follow_consumer(consumer)
 
     def clear(self) -> None:
         """Forget what waits."""

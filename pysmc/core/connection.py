@@ -472,6 +472,29 @@ class Connection:
             self._want_update()
         return news | News.PUBLISH if self.update_due else news
 
+    def follow_consumer(self, consumer: int) -> bool:
+        """Follow the peer's consumer cursor ahead of the update that carries it.
+
+        Args:
+            consumer: 48 bits. One that breaks a rule is left for that update.
+
+        Returns:
+            True when there is more room now. No news will tell of it again.
+        """
+        ring = self._peer_ring
+        if ring is None or self._peer_ended or consumer == self._peer_consumer:
+            return False
+        allowed = self._tx_produced - self._tx_acked
+        try:
+            position = ring.advance(self._tx_acked, consumer, allowed, "consumer")
+        except RemoteProtocolError:
+            return False
+        if position == self._tx_acked:
+            return False
+        self._tx_acked = position
+        self._peer_consumer = consumer
+        return True
+
     def _follow_cursors(self, producer: int, consumer: int) -> int:
         news = News.NOTHING
         if producer != self._peer_producer:

@@ -228,6 +228,22 @@ class QueuePair(ABC):
             FabricError: As for `post_write`.
         """
 
+    def newest_consumer(self, region: MemoryRegion, alert_token: int) -> int:  # noqa: ARG002
+        """Look at the consumer cursor of the peer's newest update, without taking it.
+
+        The update itself still comes by `Device.poll`. This is for a writer that is out
+        of room in the middle of a turn of its loop: the room may be there already.
+
+        Args:
+            region: Ours, of the connection.
+            alert_token: What the update has to carry.
+
+        Returns:
+            48 bits as in `Update`, or -1 when there is none or the fabric keeps no
+            mailboxes.
+        """
+        return -1
+
     @abstractmethod
     def flush(self) -> None:
         """Ring the peer's doorbell if posts since the last flush made it necessary.

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     import mmap
     import socket
 
+    from pysmc.fabric.base import MemoryRegion
     from pysmc.fabric.shm import ShmDomain
 
 __all__ = ["ShmQueuePair"]
@@ -107,6 +108,10 @@ class ShmQueuePair(QueuePair):
             self._control.close()
             raise no_memory(exc, "create a doorbell") from exc
         self.inbox = Inbox(self._control.memory, self, self._ring)
+
+    def newest_consumer(self, region: MemoryRegion, alert_token: int) -> int:
+        """Look into a mailbox; see `QueuePair.newest_consumer`."""
+        return self.inbox.consumer_of(region.rkey_on(self) & 0xFFFF, alert_token)
 
     # --- coming up -----------------------------------------------------------------
 
@@ -294,6 +299,7 @@ class ShmQueuePair(QueuePair):
         # as much as the whole publish.
         self.__dict__["publish"] = outbox.publish
         self.__dict__["post_write"] = outbox.post_write
+        self.__dict__["flush"] = outbox.flush
         device.add_link(self)
         device.complete(Completion(CompletionKind.CONNECTED, self))
 
@@ -335,10 +341,8 @@ class ShmQueuePair(QueuePair):
             raise LocalProtocolError(text)
 
     def flush(self) -> None:
-        """Put SENDs that were kept back; everything else has been told already."""
+        """Do nothing: a link that is up has its own function for it."""
         self.device.refuse_if_forked()
-        if self._outbox is not None and self.ending is None:
-            self._outbox.send_held()
 
     def send_arena(self, arena: Arena) -> None:
         """Give the peer the next data arena.
@@ -443,6 +447,7 @@ class ShmQueuePair(QueuePair):
     def _stop_posts(self) -> None:
         self.__dict__.pop("publish", None)
         self.__dict__.pop("post_write", None)
+        self.__dict__.pop("flush", None)
 
     def _release(self) -> None:
         """Give back everything of this link but our own control arena."""

@@ -283,6 +283,15 @@ class Inbox:
         self.clear(slot)
         self.words[MAILBOXES + slot * MAILBOX_WORDS + DESCRIPTOR] = descriptor
 
+    def consumer_of(self, slot: int, alert_token: int) -> int:
+        """Look at a mailbox's consumer cursor; -1 when it holds no such update."""
+        if WORDS_NEED_SYSCALL:
+            return -1
+        words, base = self.words, MAILBOXES + slot * MAILBOX_WORDS
+        if words[base] >> 32 != alert_token or words[base + 1] < WRITTEN:
+            return -1
+        return words[base + 2] & _CURSOR
+
     def clear(self, slot: int) -> None:
         """Forget an update that was left for this slot."""
         base = MAILBOXES + slot * MAILBOX_WORDS
@@ -310,7 +319,7 @@ def _copy_entries(words: memoryview, head: int, tail: int) -> list[int]:
 class Outbox:
     """The peer's control arena: where we leave what the peer should see.
 
-    `publish` and `post_write` are closures, for the same reason as in `Inbox`.
+    `publish`, `post_write` and `flush` are closures, for the same reason as in `Inbox`.
     """
 
     def __init__(
@@ -339,6 +348,7 @@ class Outbox:
         self._tail = [0]  # shared with the closure, which is faster than an attribute
         self.publish = self._make_publish()
         self.post_write = self._make_post_write(resolve)
+        self.flush = self._make_flush()
 
     def _make_publish(self) -> Callable[[int, int, int, int, int, int, int], bool]:
         words, shared_tail, enqueue = self.words, self._tail, self._enqueue
@@ -421,6 +431,15 @@ class Outbox:
             # Once for each sleep: the peer numbers them.
             self._rung = sleep
             self._ring()
+
+    def _make_flush(self) -> Callable[[], None]:
+        held, send_held = self._held, self.send_held
+
+        def flush() -> None:
+            if held:
+                send_held()
+
+        return flush
 
     def send(self, payload: bytes) -> None:
         """Put a SEND into the next slot, or keep it until there is one."""

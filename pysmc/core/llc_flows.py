@@ -207,9 +207,8 @@ class LlcFlows:
 
     def answer_due(self, now: float) -> None:
         """Give up the current request; its time is over."""
-        flow = self._current
-        if flow is not None:
-            self._finish(flow, accepted=False, now=now)
+        assert self._current is not None, "nobody waits for an answer"
+        self._finish(self._current, accepted=False, now=now)
 
     def end(self, now: float) -> None:
         """The group ends: whoever waits for an answer gets none."""

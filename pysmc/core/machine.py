@@ -67,7 +67,3 @@ class Table(Generic[State, Input]):
             f"expected {expected or 'nothing more'}"
         )
         raise ForbiddenInput(message)
-
-    def allows(self, state: State, happened: Input) -> bool:
-        """Tell whether the input would move the machine."""
-        return (state, happened) in self.rows

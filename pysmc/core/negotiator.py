@@ -194,6 +194,10 @@ class Negotiator:
         words = describe(code)
         detail = f"Its code is {code:08x} ({words.name}): {words.meaning}"
         why = reason("PEER_DECLINED", "peer", detail, peer_code=code)
+        problem = handshake.problem
+        if problem is not None and problem.name != "LINK_FAILED":
+            # What we found out ourselves explains more than a Decline that follows.
+            why = problem
         sync_lost = (
             message.out_of_sync
             and handshake.role is Role.SERVER
@@ -219,9 +223,10 @@ class Negotiator:
 
     def link_confirmed(self, handshake: Handshake, now: float) -> None:
         """CONFIRM LINK went both ways."""
-        link, group = handshake.link, handshake.group
+        link, group, rmb = handshake.link, handshake.group, handshake.rmb
         assert link is not None
         assert group is not None
+        assert rmb is not None
         needs_add_link = not group.release
         happened = (
             HandshakeInput.LINK_CONFIRMED_V20
@@ -230,8 +235,7 @@ class Negotiator:
         )
         handshake.move(happened)
         self._keeper.activate(link, now)
-        if handshake.rmb is not None:
-            handshake.rmb.state = RmbState.CONFIRMED
+        rmb.state = RmbState.CONFIRMED
         if needs_add_link:
             self.wait(handshake, self._config.llc_wait, now)
             self.begin_add_link(handshake)

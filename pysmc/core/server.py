@@ -353,7 +353,8 @@ class ServerNegotiator(Negotiator):
     def pair_connected(self, handshake: Handshake) -> None:
         """First contact: the queue pair works; CONFIRM LINK goes out on it."""
         link = handshake.link
-        if handshake.state is HandshakeState.AWAIT_LINK and link is not None:
+        assert link is not None
+        if handshake.state is HandshakeState.AWAIT_LINK:
             self.flows(link).confirm_link(link, response=False)
 
     def confirm_link_received(
@@ -406,8 +407,7 @@ class ServerNegotiator(Negotiator):
         del self._first_contacts[key]
         waiting = self._queues.pop(key, deque())
         for queued in waiting:
-            if queued.state is HandshakeState.QUEUED:
-                self._decide(queued, now)
+            self._decide(queued, now)
 
     def check(self) -> None:
         """Check that nobody waits for, or behind, a handshake that is over.

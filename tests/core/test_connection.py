@@ -119,6 +119,17 @@ def test_a_requested_update_is_given(duo: Duo) -> None:
     assert duo.tell(duo.right, flags=REQUESTED) == News.PUBLISH
 
 
+def test_a_claim_can_be_limited(duo: Duo) -> None:
+    assert duo.left.claim(10, 4) == ((1000, 4),)
+    assert duo.left.claim(6, 4) == ((1004, 4),)
+
+
+def test_a_report_that_goes_back_is_passed_over(duo: Duo) -> None:
+    duo.move(9)
+    assert duo.tell(duo.left, consumer=4) == News.NOTHING
+    assert duo.left.writable == 16
+
+
 def test_small_rests_wait_for_more_room(make_duo: type[Duo]) -> None:
     duo = make_duo(right_bytes=64)
     duo.left.claim(60)
@@ -372,6 +383,27 @@ def test_no_update_whatever_leads_out_of_the_element(make_duo: type[Duo]) -> Non
             assert 0 <= offset <= offset + length <= 16
 
     follow()
+
+
+def test_room_can_be_seen_before_the_update_that_tells_of_it(duo: Duo) -> None:
+    duo.left.claim(10)
+    duo.tell(duo.right)
+    duo.right.consume(4)
+    update = duo.right.take_update()
+    consumer = update[3]
+    assert duo.left.follow_consumer(consumer)
+    assert duo.left.writable == 10
+    assert not duo.left.follow_consumer(consumer), "it is known"
+    assert duo.left.receive_update(update) == News.NOTHING
+    assert not duo.left.follow_consumer(0), "it never goes back"
+    assert not duo.left.follow_consumer(11), "nor too far: its update will say so"
+    assert duo.left.error is None
+    assert duo.left.writable == 10
+    duo.left.abort()
+    duo.right.abort()
+    duo.tell(duo.left)
+    assert not duo.left.follow_consumer(5)
+    assert not duo.bare(16, 1).follow_consumer(5)
 
 
 # The end

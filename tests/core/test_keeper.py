@@ -104,12 +104,14 @@ def test_given_back_while_it_is_confirmed_it_goes_to_the_pool() -> None:
     pair.drive()
     rmb = server.rmb
     assert rmb is not None
-    assert rmb.state is RmbState.CONFIRMING
+    states = [rmb.state]
     pair.abandon(server)
-    assert rmb.state is RmbState.CONFIRMING
+    states.append(rmb.state)
     pair.release("send")
     pair.drive()
-    assert rmb.state is RmbState.CONFIRMED
+    states.append(rmb.state)
+    confirming = RmbState.CONFIRMING
+    assert states == [confirming, confirming, RmbState.CONFIRMED]
     assert list(rmb.group.pool) == [rmb]
     _, there = pair.establish()
     assert there.rmb is rmb
@@ -139,6 +141,38 @@ def test_given_back_before_it_was_there_it_goes_when_it_comes() -> None:
     pair.answer(pair.server, RegisterMemory)
     pair.drive()
     assert pair.server.memory_bytes == 16384
+
+
+def test_given_back_before_it_failed_it_is_nobodys() -> None:
+    pair = CorePair()
+    pair.establish()
+    pair.withhold(pair.server, RegisterMemory)
+    pair.fail_next(pair.server, RegisterMemory, "no memory")
+    _, server = pair.connect()
+    pair.drive()
+    pair.abandon(server)
+    pair.answer(pair.server, RegisterMemory)
+    pair.drive()
+    assert pair.server.memory_bytes == 16384
+    pair.establish()
+
+
+def test_buffers_get_smaller_when_memory_runs_out() -> None:
+    """Each takes its share of what is left, down to the smallest, and then none."""
+    pair = CorePair(replace(SMALL, rmbe_bytes=1 << 17, max_pinned_bytes=1 << 25))
+    pair.checking = False
+    keeper = pair.client.endpoint._keeper
+    first, there = pair.establish()
+    sizes = [first.rmbe_bytes]
+    for elsewhere in (12 << 20, 10 << 20, 7 << 20):
+        # As if many other connections had taken so much.
+        keeper.rmb_bytes += elsewhere
+        sizes.append(pair.establish()[0].rmbe_bytes)
+    assert sizes == [1 << 17, 1 << 16, 1 << 15, 1 << 14]
+    # What lies in the pool is taken, whatever its size.
+    close_both(pair, (first, there))
+    again, _ = pair.establish()
+    assert again.rmb is first.rmb
 
 
 @pytest.mark.parametrize("given_up", [True, False])

@@ -190,20 +190,20 @@ def test_a_client_answers_the_deletion_of_one_link(
 
 # What nobody asked for
 
-UNASKED = [
-    llc.ConfirmLink(
-        version=2,
-        response=response,
-        mac=bytes(6),
-        gid=bytes(16),
-        qp_number=1,
-        link_number=1,
-        link_user_id=1,
-        max_links=1,
-        max_connections=16,
-    )
-    for response in (True, False)
-] + [
+CONFIRM_LINK = llc.ConfirmLink(
+    version=2,
+    response=True,
+    mac=bytes(6),
+    gid=bytes(16),
+    qp_number=1,
+    link_number=1,
+    link_user_id=1,
+    max_links=1,
+    max_connections=16,
+)
+UNASKED: list[llc.LlcMessage] = [
+    CONFIRM_LINK,
+    replace(CONFIRM_LINK, response=False),
     add_link(response=True),
     add_link(response=True, rejected=True),
     llc.AddLinkContinuation(version=1, response=False, link_number=2),
@@ -386,13 +386,13 @@ def test_an_answer_for_another_key_is_not_ours(pair: CorePair, ends: Ends) -> No
     pair.drive()
     wrong = llc.ConfirmRkey(version=2, response=True, rkey=1, virtual_address=1)
     deletion = llc.DeleteRkey(version=2, response=True, rkeys=(1,))
-    sends = server.group.links[0].handle.sends if server.group else None
-    assert sends is not None
+    assert server.link is not None
+    sends = server.link.handle.sends
     sends.appendleft(deletion.build())
     sends.appendleft(wrong.build())
     for _ in range(2):
         payload = sends.popleft()
-        pair.server.endpoint.receive_message(server.group.links[0], payload, pair.now)
+        pair.server.endpoint.receive_message(server.link, payload, pair.now)
         pair.settle(pair.server)
     assert not server.is_over
     pair.release("send")

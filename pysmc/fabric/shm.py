@@ -122,7 +122,7 @@ class ShmRegion(MemoryRegion):
         """Fill with zeros and forget updates; see `MemoryRegion.clear`."""
         self._domain.device.refuse_if_forked()
         memory, start = self.memory, self.offset
-        end = start + (self.length if count is None else count)
+        end = start + (self.length if count is None else min(count, self.length))
         for at in range(start, end, len(_ZEROS)):
             stop = min(at + len(_ZEROS), end)
             memory[at:stop] = _ZEROS if stop - at == len(_ZEROS) else bytes(stop - at)

@@ -111,7 +111,8 @@ class ShmQueuePair(QueuePair):
 
     def newest_consumer(self, region: MemoryRegion, alert_token: int) -> int:
         """Look into a mailbox; see `QueuePair.newest_consumer`."""
-        return self.inbox.consumer_of(region.rkey_on(self) & 0xFFFF, alert_token)
+        slot = region.rkey_on(self) & 0xFFFF
+        return self.inbox.consumer_of(slot, alert_token) if self.is_up else -1
 
     # --- coming up -----------------------------------------------------------------
 

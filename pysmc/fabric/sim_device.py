@@ -106,7 +106,7 @@ class SimRegion(MemoryRegion):
     def clear(self, count: int | None = None) -> None:
         """Fill with zeros, and empty the mailboxes; see `MemoryRegion.clear`."""
         self._domain.device.refuse_if_forked()
-        end = self.length if count is None else count
+        end = self.length if count is None else min(count, self.length)
         self.memory[:end] = bytes(end)
         self._domain.empty_mailboxes(self)
 

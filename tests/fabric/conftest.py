@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from smcproto import cdc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
     from pysmc.fabric.base import Device
     from pysmc.testing.conformance import MakePair
@@ -25,15 +27,28 @@ if TYPE_CHECKING:
     Pair = tuple[Device, Device, Callable[[], object]]
 
 
-def _remote_device() -> Device:
-    # The tests are no package, so that a helper is loaded by its path.
-    path = Path(__file__).with_name("standin.py")
-    spec = importlib.util.spec_from_file_location("fabric_standin", path)
+def _load(name: str) -> ModuleType:
+    """Load a helper that lies beside, under the name that test modules import."""
+    qualified = f"tests.fabric.{name}"
+    if qualified in sys.modules:
+        return sys.modules[qualified]
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(qualified, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[qualified] = module
     spec.loader.exec_module(module)
-    device: Device = module.RemoteDevice()
+    return module
+
+
+# The tests are no package, so that nobody else would find them.
+_load("standin")
+_load("rawpeer")
+
+
+def _remote_device() -> Device:
+    device: Device = _load("standin").RemoteDevice()
     return device
 
 

@@ -133,8 +133,8 @@ class RemoteRegion(StandIn, MemoryRegion):
         rkey: int = self.line.call(self.index, "rkey_on", queue_pair.index)
         return rkey
 
-    def clear(self) -> None:
-        self.line.call(self.index, "clear")
+    def clear(self, count: int | None = None) -> None:
+        self.line.call(self.index, "clear", count)
 
     def close(self) -> None:
         self.line.call(self.index, "close")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.discovery.address import bound_device, endpoint
 from pysmc.discovery.beacon import BeaconRegistry, Lookup, listener_names
-from pysmc.discovery.local import SERVER_SHARE, Mark, Offer
+from pysmc.discovery.local import Mark, Offer
 from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
 from pysmc.discovery.rendezvous import SMC, Users, Verdict
 from pysmc.discovery.static import StaticPeers
@@ -220,14 +220,15 @@ class Discovery:
     async def confirm(self, conn: socket.socket) -> Verdict:
         """Agree with the client of a connection for which `inspect` returned True.
 
-        Takes at most half of ``Config.discovery_wait``. After a cancellation the
-        client may believe that it is on SMC-R: close the connection.
+        Takes at most half of ``Config.discovery_wait`` to find the client, and four
+        times that wait for the answer of one that was found, because a client that
+        answers late is busy and not gone. After a cancellation the client may believe
+        that it is on SMC-R: close the connection.
         """
         self._check_usable()
         if self._peers is not None and self._lists(conn):
             return SMC
-        wait = self._wait * SERVER_SHARE
-        offer = Offer(self._loop, conn, self._users, wait=wait)
+        offer = Offer(self._loop, conn, self._users, wait=self._wait)
         self._offers.add(offer)
         try:
             return await offer.verdict()

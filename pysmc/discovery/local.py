@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from pysmc.discovery.mark import MarkedSocket
 
-__all__ = ["SERVER_SHARE", "Mark", "Offer"]
+__all__ = ["Mark", "Offer"]
 
 RENDEZVOUS_PREFIX = b"\0pysmc/r/1/"
 BACKLOG = 16
@@ -69,7 +69,11 @@ RETRY_FIRST = 0.0005
 RETRY_MOST = 0.032
 """Longest time in seconds between two looks."""
 SERVER_SHARE = 0.5
-"""Part of ``Config.discovery_wait`` after which a server gives up."""
+"""Part of ``Config.discovery_wait`` after which a server gives up the search."""
+OFFERED_SHARE = 4.0
+"""The same once it has offered. A client that has gone, or has decided without us, ends
+the rendezvous at once; one that is silent but there is busy, with a thousand other
+connections for example."""
 
 NOT_LISTENING = frozenset({errno.ECONNREFUSED, errno.EAGAIN})
 
@@ -396,7 +400,7 @@ class Offer:
             loop: The running loop.
             conn: The accepted TCP socket; it stays the caller's.
             users: Who may be the client.
-            wait: Seconds until the server gives up.
+            wait: The client's ``discovery_wait``, as far as we know it, in seconds.
         """
         self._loop = loop
         self._conn = conn
@@ -423,7 +427,11 @@ class Offer:
             self._unix = _stream_socket()
         except OSError as error:
             return failed("The client cannot be looked for", error)
-        deadline = self._loop.call_later(self._wait_seconds, self._give_up)
+        wait = self._wait_seconds
+        deadlines = (
+            self._loop.call_later(wait * SERVER_SHARE, self._give_up_search),
+            self._loop.call_later(wait * OFFERED_SHARE, self._give_up),
+        )
         # The client sends nothing before its verdict; if something can be read, or the
         # connection has ended, that verdict has been reached.
         self._loop.add_reader(fileno, self._give_up)
@@ -431,7 +439,8 @@ class Offer:
             self._look()
             await self._done
         finally:
-            deadline.cancel()
+            for deadline in deadlines:
+                deadline.cancel()
             if not self._abandoned:
                 self._loop.remove_reader(fileno)
             self._release()
@@ -512,6 +521,10 @@ class Offer:
         message = receive(self._unix)
         if message is not None:
             self._settle(answer_of(message))
+
+    def _give_up_search(self) -> None:
+        if not self._offered:
+            self._give_up()
 
     def _give_up(self) -> None:
         """Make a later answer impossible, then go by the one that has come, if any."""

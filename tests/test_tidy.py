@@ -48,10 +48,6 @@ MAY_WAIT = ("pysmc/cli/",)
 # needed for a module that only declares (records, enumerations, protocols), nor for one
 # that was cut out of a bigger one: `clc_v2` may be tested in `test_clc.py`.
 TESTED_ELSEWHERE = {
-    "proto/smcproto/constants.py": "tests/proto/test_layouts_agree.py",
-    "proto/smcproto/errors.py": "tests/proto/test_clc.py",
-    "proto/smcproto/layout.py": "tests/proto/test_layouts_agree.py",
-    "proto/smcproto/words.py": "tests/proto/test_decode.py",
     "pysmc/fabric/base.py": "tests/fabric/test_conformance.py",
     "pysmc/_version.py": "tests/test_packaging.py",
     "pysmc/__main__.py": "tests/test_packaging.py",

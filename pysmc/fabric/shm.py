@@ -297,9 +297,13 @@ class ShmDevice(Device):
         self._polls_left = 0
         self._open = True
         try:
-            self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as exc:
+            raise no_memory(exc, "open the shm device") from exc
+        try:
+            self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        except OSError as exc:
+            os.close(self._bell)
             raise no_memory(exc, "open the shm device") from exc
         self.watch(self._bell, select.EPOLLIN | select.EPOLLET, _nothing)
         _devices.add(self)

@@ -376,6 +376,10 @@ class Connection:
             self._want_update()
         return self.update_due
 
+    def forget_unread(self) -> None:
+        """Give up what was not read: the memory goes to somebody else."""
+        self._rx_consumed = self._rx_produced
+
     # Updates
 
     def take_update(self) -> Update:

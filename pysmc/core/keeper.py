@@ -266,6 +266,7 @@ class Keeper:
         if not self.has_connection(connection):
             return
         del group.connections[connection.alert_token]
+        connection.forget_unread()
         connection.rmb.dirty_bytes = connection.dirty_bytes
         self._context.timers.cancel(("close", connection))
         self.give_rmb(connection.rmb, now, clean=clean)

@@ -376,7 +376,8 @@ class PairEnd:
         pair: QueuePairStub | None = action.link.handle
         if pair is None or pair.is_closed:
             return
-        self._forget(pair)
+        pair.is_closed = True
+        self.queue_pairs.pop(pair.number, None)
         if self._wire.silent_close:
             return
         for there in self.peer.queue_pairs.values():
@@ -386,10 +387,6 @@ class PairEnd:
                 there.connected = ("peer gone", "")
             elif there.down is None:
                 there.down = ("peer gone", "")
-
-    def _forget(self, pair: QueuePairStub) -> None:
-        pair.is_closed = True
-        del self.queue_pairs[pair.number]
 
     def _close_group(self, action: actions.CloseGroup) -> None:
         domain = self._domain(action.group)
@@ -512,7 +509,8 @@ class PairEnd:
                 self._deliver_completion(place)
             case _:
                 status, detail = place.down
-                self._forget(place)
+                # Nothing more arrives; the order to close it tells the other end.
+                del self.queue_pairs[place.number]
                 self.endpoint.link_down(place.link, status, detail, self._wire.now)
         self.settle()
 

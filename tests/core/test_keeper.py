@@ -218,6 +218,21 @@ def test_a_reuse_whose_group_ends_while_its_memory_is_confirmed_falls_back() -> 
     assert first.group.is_ended
 
 
+def test_memory_that_was_given_back_cannot_be_read_any_more() -> None:
+    """The next connection's bytes are none of the last one's."""
+    pair = CorePair()
+    client, server = pair.establish()
+    pair.abort(pair.client, client)
+    pair.write(pair.server, server, b"too late")
+    pair.drive()
+    again, there = pair.establish()
+    assert again.rmb is client.rmb
+    pair.write(pair.server, there, b"not yours")
+    pair.drive()
+    assert pair.read(pair.client, client, 99) == b""
+    assert pair.read(pair.client, again, 99) == b"not yours"
+
+
 # Groups
 
 

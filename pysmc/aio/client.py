@@ -118,7 +118,7 @@ async def _connect(
         flags=flags,
     )
     there = await resolve(host, port)
-    here = [] if local_addr is None else await resolve(*local_addr)
+    here = None if local_addr is None else await resolve(*local_addr)
     errors: list[OSError] = []
     for info in there:
         try:
@@ -135,16 +135,15 @@ async def _connect(
 
 
 async def _connect_to(
-    driver: Driver, info: Any, here: list[Any]
+    driver: Driver, info: Any, here: list[Any] | None
 ) -> tuple[socket.socket, Mark | Reason]:
     family, kind, proto, _, address = info
     sock = socket.socket(family, kind, proto)
     found: Mark | Reason | None = None
     try:
         sock.setblocking(False)  # noqa: FBT003
-        local = next((entry[4] for entry in here if entry[0] == family), None)
-        if local is not None:
-            sock.bind(local)
+        if here is not None:
+            _bind(sock, here)
         found = driver.prepare(sock, address) if is_tcp(sock) else NOT_MARKED
         await driver.loop.sock_connect(sock, address)
     except BaseException:
@@ -155,3 +154,12 @@ async def _connect_to(
     if not isinstance(found, Reason):
         driver.discovery.connected(found)
     return sock, found
+
+
+def _bind(sock: socket.socket, addresses: list[Any]) -> None:
+    for family, _, _, _, address in addresses:
+        if family == sock.family:
+            sock.bind(address)
+            return
+    message = f"no matching local address with {sock.family!r} found"
+    raise OSError(message)

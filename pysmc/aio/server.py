@@ -15,7 +15,7 @@ import asyncio
 import errno
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
 from pysmc.aio.client import STREAM_LIMIT
@@ -157,8 +157,8 @@ class _ServedProtocol(asyncio.StreamReaderProtocol):
         return self._server.callback(reader, own)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports do not derive from asyncio's.
+        self.transport = cast("asyncio.Transport", transport)
         self._server.clients.add(self)
         super().connection_made(transport)
 

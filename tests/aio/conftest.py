@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import uvloop
 
 import pysmc
 from pysmc.config import Config
@@ -216,6 +217,12 @@ class Kit:
             child.kill()
             child.communicate(timeout=PATIENCE)
         del self.children[first:]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _uvloop_has_its_pipe() -> None:
+    """libuv opens a pipe for signals with its first loop, and keeps it."""
+    uvloop.new_event_loop().close()
 
 
 @pytest.fixture

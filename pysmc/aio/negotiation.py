@@ -76,6 +76,11 @@ async def negotiate_client(
     try:
         if isinstance(found, Reason):
             return driver.on_tcp("client", found)
+        if found.verdict is None and not driver.has_room():
+            # There was room before the connect, but others have connected as well. A
+            # peer that is listed already waits for CLC, so it is not asked again.
+            driver.discovery.settle_tcp(found)
+            return driver.on_tcp("client", driver.limit_reason())
         with driver.negotiating():
             verdict = await driver.discovery.wait_confirmed(found)
             if not verdict.smc:

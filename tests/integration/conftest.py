@@ -145,13 +145,22 @@ class Programs:
         self.may_complain: set[Process] = set()
 
     def start(
-        self, *arguments: Any, env: dict[str, str] | None = None, **options: Any
+        self,
+        *arguments: Any,
+        env: dict[str, str] | None = None,
+        is_measured: bool = True,
+        **options: Any,
     ) -> Process:
-        """Start Python with arguments; PYSMC_ variables are those of env only."""
+        """Start Python with arguments.
+
+        PYSMC_ variables are those of env only. With is_measured=False the process does
+        not take part in a measurement of coverage, which would only make it slow.
+        """
+        left_out = "PYSMC_" if is_measured else ("PYSMC_", "COVERAGE_PROCESS_")
         environment = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("PYSMC_")
+            if not name.startswith(left_out)
         }
         environment |= {"PYTHONUNBUFFERED": "1"} | (env or {})
         options.setdefault("cwd", self._folder)
@@ -207,9 +216,10 @@ def pair(programs: Programs):
         client_env: dict[str, str] | None = None,
         server_arguments: tuple[Any, ...] = (),
         client_arguments: tuple[Any, ...] = (),
+        **options: Any,
     ):
-        server = programs.agent(*server_arguments, env=server_env)
-        client = programs.agent(*client_arguments, env=client_env)
+        server = programs.agent(*server_arguments, env=server_env, **options)
+        client = programs.agent(*client_arguments, env=client_env, **options)
         return server, client, server.ask("serve")["port"]
 
     return make

@@ -45,7 +45,7 @@ def assert_nothing_left(survivor, kept, wait_until, before):
 def test_the_client_is_killed(programs, kept, wait_until):
     survivor = programs.agent(env=QUIET_SOON)
     port = survivor.ask("serve", kind="both_ways")["port"]
-    victims = programs.script("victims")
+    victims = programs.script("victims", is_measured=False)
     assert victims.json() == {"ready": True}
     modes: Counter[str] = Counter()
     delivered, before = 0, None
@@ -70,7 +70,7 @@ def test_the_client_is_killed(programs, kept, wait_until):
 @pytest.mark.timeout(120)
 def test_the_server_is_killed(programs, kept, wait_until):
     survivor = programs.agent(env=QUIET_SOON)
-    victims = programs.script("victims")
+    victims = programs.script("victims", is_measured=False)
     assert victims.json() == {"ready": True}
     endings: Counter[str] = Counter()
     delivered, before = 0, None

@@ -67,10 +67,10 @@ def test_aiohttp_with_a_stock_peer(programs, big_file, side):
 
 @pytest.mark.slow
 def test_ten_thousand_requests_over_200_connections(programs, big_file):
-    service = programs.under_pysmc("aiohttp_service", big_file, env=REQUIRE)
-    visitor = programs.under_pysmc(
-        "aiohttp_visitor", "numbers", service.line(), env=REQUIRE
-    )
+    options = {"env": REQUIRE, "is_measured": False}
+    service = programs.under_pysmc("aiohttp_service", big_file, **options)
+    port = service.line()
+    visitor = programs.under_pysmc("aiohttp_visitor", "numbers", port, **options)
     seen = visitor.json(deadline=60)
     assert seen == {
         "connections": 200, "count": 10_000, "wrong": 0, "modes": {"smcr": 200}

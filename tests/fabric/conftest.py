@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pysmc.fabric.base import Device
+    from pysmc.fabric.shm import ShmDomain
     from pysmc.testing.conformance import MakePair
+    from tests.fabric.rawpeer import RawPeer
 
     Pair = tuple[Device, Device, Callable[[], object]]
 
@@ -70,6 +72,28 @@ def shm_remote_pair() -> Iterator[Pair]:
     finally:
         device_a.close()
         device_b.close()
+
+
+@pytest.fixture
+def device() -> Iterator[ShmDevice]:
+    """A shm device of this process."""
+    device = ShmDevice(os.urandom(8))
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def domain(device: ShmDevice) -> ShmDomain:
+    """A protection domain of that device."""
+    return device.create_domain()
+
+
+@pytest.fixture
+def peer() -> Iterator[RawPeer]:
+    """A peer that speaks by hand."""
+    peer = _load("rawpeer").RawPeer()
+    yield peer
+    peer.close()
 
 
 @pytest.fixture

@@ -217,3 +217,34 @@ def identified(data: bytes) -> RemoteQueuePair:
     """Read what `identify` wrote."""
     peer_id, number, psn = struct.unpack("!8sII", data)
     return RemoteQueuePair(peer_id, bytes(16), bytes(6), number, psn, 5)
+
+
+def descriptors() -> int:
+    """Count the descriptors of this process."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+def mappings() -> int:
+    """Count the arenas that are mapped here."""
+    with open("/proc/self/maps", encoding="ascii") as file:
+        return sum("memfd:pysmc" in line for line in file)
+
+
+def link(near: ShmDevice, far: ShmDevice) -> tuple[ShmQueuePair, ShmQueuePair]:
+    """Connect two devices of this process."""
+    pairs = [device.create_domain().create_queue_pair() for device in (near, far)]
+    pairs[1].connect(identified(identify(near, pairs[0], 1)), 2, passive=True)
+    pairs[0].connect(identified(identify(far, pairs[1], 2)), 1, passive=False)
+    drain(far)
+    drain(near)
+    assert pairs[0].is_up
+    assert pairs[1].is_up
+    return pairs[0], pairs[1]
+
+
+def ended(device: ShmDevice) -> tuple[Status, str]:
+    """Poll until a link is down; tell how."""
+    down = CompletionKind.DOWN
+    completions = [item for item in drain(device) if item.kind is down]
+    assert len(completions) == 1, completions
+    return completions[0].status, completions[0].payload

@@ -31,6 +31,7 @@ from tests.fabric.rawpeer import (
     Child,
     RawPeer,
     Sleeper,
+    descriptors,
     drain,
     identified,
     identify,
@@ -39,27 +40,11 @@ from tests.fabric.rawpeer import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pysmc.fabric.base import RemoteQueuePair
     from pysmc.fabric.shm_link import ShmQueuePair
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be others")
 CONNECTED = CompletionKind.CONNECTED
-
-
-@pytest.fixture
-def device() -> Iterator[ShmDevice]:
-    device = ShmDevice(os.urandom(8))
-    yield device
-    device.close()
-
-
-@pytest.fixture
-def peer() -> Iterator[RawPeer]:
-    peer = RawPeer()
-    yield peer
-    peer.close()
 
 
 def waiting(device: ShmDevice, peer: RawPeer) -> ShmQueuePair:
@@ -76,10 +61,6 @@ def refusal(device: ShmDevice, peer: RawPeer) -> Status:
     assert packet.descriptors == []
     assert peer.hear(device).data == b"", "and the socket is closed"
     return REFUSALS[packet.data[1]][0]
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_the_name_follows_from_the_peer_id() -> None:

@@ -338,10 +338,6 @@ def test_a_beacon_whose_listener_refuses(kit) -> None:
         ({"fabrics": ("verbs",)}, {}, ("NO_DEVICE/local", "PEER_NO_SMC/peer")),
         ({}, {"fabrics": ("verbs",)}, ("PEER_NO_SMC/peer", "NO_DEVICE/local")),
         ({"discovery": ("tcp_option",)}, {}, ("SETUP_MISSING/local", "PEER_NO_SMC/peer")),
-        ({"max_pinned_bytes": 1 << 20, "rmbe_bytes": 1 << 21}, {},
-         ("LIMIT/local", "PEER_DECLINED/peer")),
-        ({}, {"max_pinned_bytes": 1 << 20, "rmbe_bytes": 1 << 21},
-         ("PEER_DECLINED/peer", "LIMIT/local")),
     ],
 )  # fmt: skip
 def test_both_ends_say_why(kit, client, server, said) -> None:
@@ -380,6 +376,34 @@ def two_loops(kit, client: Config, server: Config, said, *, threads=True) -> Non
         return kit.Ends(protocol, served[0])
 
     assert reasons(kit.run(scenario, config=server)) == said
+
+
+def test_no_more_memory_may_be_pinned(kit) -> None:
+    """Connections get smaller buffers, then none: then they are TCP."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        served, made = [], []
+
+        def serve():
+            served.append(kit.Recorder())
+            return served[-1]
+
+        async with kit.serving(serve) as port:
+            while not made or made[-1].info_when_made.mode == "smcr":
+                _, protocol = await loop.create_connection(kit.Recorder, HOST, port)
+                made.append(protocol)
+            await served[-1].until_call("made")
+            assert 5 < len(made) < 100
+            assert made[0].info_when_made.rmbe_bytes == 16 * 1024
+            names = {end[-1].info_when_made.reason.name for end in (made, served)}
+            assert names == {"LIMIT", "PEER_DECLINED"}
+            for protocol in made:
+                protocol.transport.close()
+            for protocol in made + served:
+                await protocol.until_call("lost")
+
+    kit.run(scenario, config=Config(max_pinned_bytes=1 << 20))
 
 
 def test_different_hosts_share_no_eid(kit, monkeypatch) -> None:

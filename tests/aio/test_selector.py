@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import threading
 
 import pytest
 
@@ -177,17 +176,6 @@ def test_nobody_looks_where_nothing_can_come(make, device) -> None:
     selector = make(busy_poll_us=10_000_000, worth=False)
     assert selector.select(0.001) == []
     assert device.count("pending") == 2
-
-
-def test_nobody_looks_beside_another_thread(make, device) -> None:
-    selector = make(busy_poll_us=10_000_000)
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
-    thread.start()
-    assert selector.select(0.001) == []
-    assert device.count("pending") == 2
-    done.set()
-    thread.join()
 
 
 def test_looking_stops_to_pay_and_is_tried_now_and_then(make, device) -> None:

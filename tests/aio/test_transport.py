@@ -527,7 +527,7 @@ def test_info_of_smcr_says_everything(kit) -> None:
                 assert info.eid.startswith("PYSMC-SHM-")
                 assert info.local_gid.startswith("::ffff:")
                 assert info.peer_gid.startswith("::ffff:")
-                assert info.rmbe_bytes == info.peer_rmbe_bytes == 256 * 1024
+                assert info.rmbe_bytes == info.peer_rmbe_bytes == Config().rmbe_bytes
 
     kit.run(scenario)
 
@@ -644,7 +644,7 @@ def test_the_end_of_tcp_after_the_peers_eof_means_nothing(kit, monkeypatch) -> N
 def test_close_is_bounded(kit) -> None:
     async def scenario() -> None:
         async with kit.connected(server=lambda: kit.Recorder(pause=True)) as ends:
-            ends.client.transport.write(bytes(MIB))
+            ends.client.transport.write(bytes(4 * MIB))
             ends.client.transport.close()
             await ends.client.until_call("lost")
             assert isinstance(ends.client.error, ConnectionAborted)
@@ -652,7 +652,7 @@ def test_close_is_bounded(kit) -> None:
             ends.server.transport.resume_reading()
             await ends.server.until_call("lost")
             assert isinstance(ends.server.error, ConnectionReset)
-            assert len(ends.server.data) == 256 * 1024
+            assert len(ends.server.data) == Config().rmbe_bytes
 
     kit.run(scenario, config=Config(close_wait=0.05))
 
@@ -688,7 +688,7 @@ def test_a_loss_while_somebody_waits_for_room_is_told_at_once(kit) -> None:
         async with kit.connected(
             lambda: kit.Recorder(pause=True), lambda: kit.Recorder(pause=True)
         ) as ends:
-            ends.client.transport.write(bytes(MIB))
+            ends.client.transport.write(bytes(4 * MIB))
             ends.server.transport.write(b"unread")
             await asyncio.sleep(0.01)
             for link in list(driver._links.values()):

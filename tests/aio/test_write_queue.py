@@ -28,6 +28,7 @@ class Peer:
         self.received = bytearray()
         self.flushed = 0
         self.blocked = False
+        self.mailbox = -1
 
     # the core's connection
 
@@ -54,6 +55,15 @@ class Peer:
     def published(self, completed: bool) -> None:
         assert completed
 
+    rmb = type("Rmb", (), {"handle": "our region"})
+
+    def follow_consumer(self, consumer: int) -> bool:
+        if consumer == self.consumed:
+            return False
+        self.consumed = consumer
+        self.blocked = False
+        return True
+
     # the fabric's queue pair
 
     def post_write(self, rkey: int, address: int, data) -> None:
@@ -71,6 +81,10 @@ class Peer:
 
     def flush(self) -> None:
         self.flushed += 1
+
+    def newest_consumer(self, region, alert_token: int) -> int:
+        assert (region, alert_token) == ("our region", 9)
+        return self.mailbox
 
     # the reader
 
@@ -186,7 +200,6 @@ def test_a_piece_that_grew_is_cut() -> None:
     while queue.size:
         peer.read(4)
         queue.send()
-        queue.write(b"") if False else None
     peer.read(100)
     assert peer.received == b"x" * 10 + b"-" + b"abc" * 5
 
@@ -198,6 +211,20 @@ def test_growing_stops_at_a_slice() -> None:
     for _ in range(2 * SLICE_BYTES // 1000 + 2):
         queue.write(bytes(1000))
     assert len(queue._waiting) == 4
+
+
+def test_room_that_was_not_told_yet_is_found() -> None:
+    peer = Peer(100)
+    queue = queue_to(peer)
+    queue.write(b"x" * 100)
+    peer.mailbox = 40
+    assert queue.write(b"y" * 30) is False
+    peer.mailbox = 40  # no news
+    assert queue.write(b"z" * 20) is True
+    assert queue.size == 10
+    peer.mailbox = 100
+    assert queue.send() is False
+    assert peer.produced == 150
 
 
 def test_a_random_walk_loses_nothing() -> None:

@@ -190,6 +190,19 @@ def test_what_is_not_completed_counts_against_the_send_buffer(
     assert duo.left.writable == 8
 
 
+def test_a_completion_is_news_for_a_claim_that_waits_with_a_little_free(
+    make_duo: type[Duo],
+) -> None:
+    duo = make_duo(right_bytes=64, sndbuf_bytes=8)
+    duo.left.claim(6)
+    duo.left.take_update()
+    duo.left.published(completed=False)
+    assert duo.left.writable == 2
+    assert duo.left.claim(10) == (), "not worth an announcement"
+    assert duo.left.publish_completed() == News.SPACE
+    assert duo.left.claim(10) == ((1006, 8),)
+
+
 def test_a_completion_at_once_covers_those_before_it(make_duo: type[Duo]) -> None:
     duo = make_duo(right_bytes=64, sndbuf_bytes=8)
     duo.left.claim(4)

@@ -1,0 +1,439 @@
+"""The pump: what it carries, in which order, and what it does when something is off."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import resource
+
+import pytest
+
+from pysmc.aio import driver as driver_module
+from pysmc.aio.driver import Driver, is_tcp, raise_descriptor_limit
+from pysmc.config import Config
+from pysmc.core.events import News
+from pysmc.errors import ConnectionReset, Declined, FabricError, FabricUnavailable
+from pysmc.fabric import shm
+from pysmc.fabric.base import Completion, CompletionKind, Status, Update
+from pysmc.reasons import reason
+
+
+class Handle:
+    """What a transport looks like to the driver."""
+
+    def __init__(self) -> None:
+        self.news: list[int] = []
+        self.lost: list[Exception] = []
+        self.salvaged = 0
+
+    def receive_news(self, news: int) -> None:
+        self.news.append(news)
+
+    def salvage(self) -> None:
+        self.salvaged += 1
+
+    def lose(self, error) -> None:
+        self.lost.append(error)
+
+
+def on_pair(kit, check, **fields):
+    """Run a check with a connected pair and its driver."""
+
+    async def scenario():
+        async with kit.connected() as ends:
+            driver = asyncio.get_running_loop().driver
+            return await check(driver, ends)
+
+    return kit.run(scenario, config=Config(**fields))
+
+
+def link_of(ends):
+    return ends.client.transport._connection.link
+
+
+def test_nothing_is_opened_before_it_is_needed(kit) -> None:
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config())
+        assert driver.devices == []
+        assert "Driver" in repr(driver)
+        with pytest.raises(AssertionError):
+            _ = driver.endpoint
+        assert driver.open() is None
+        assert driver.open() is None
+        assert [device.fabric for device in driver.devices] == ["shm"]
+        driver.close()
+        driver.close()
+        assert "closed" in repr(driver)
+
+    kit.run(scenario)
+
+
+def test_a_fabric_that_is_not_there_is_remembered(kit, monkeypatch, caplog) -> None:
+    tried = []
+
+    def missing(name, **options):
+        tried.append(name)
+        raise FabricUnavailable("open shm", "UNAVAILABLE", "no memfd here")
+
+    monkeypatch.setattr(driver_module, "open_device", missing)
+
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config())
+        why = driver.open()
+        assert why.name == "NO_DEVICE"
+        assert "shm: no memfd here." in why.text
+        assert driver.open() is why
+        assert tried == ["shm"]
+        driver.close()
+
+    kit.run(scenario)
+    assert "no memfd here" in caplog.text
+
+
+def test_the_limit_of_descriptors_is_raised(monkeypatch) -> None:
+    limits = {"now": (100, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits["now"])
+
+    def setrlimit(which, new) -> None:
+        limits["now"] = new
+
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    raise_descriptor_limit()
+    assert limits["now"] == (4096, 4096)
+    raise_descriptor_limit()
+    assert limits["now"] == (4096, 4096)
+
+    def forbidden(which, new):
+        raise ValueError("not allowed")
+
+    limits["now"] = (100, 4096)
+    monkeypatch.setattr(resource, "setrlimit", forbidden)
+    raise_descriptor_limit()
+    assert limits["now"] == (100, 4096)
+
+
+def test_outcomes_on_tcp_are_shared(kit) -> None:
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config())
+        why = reason("PEER_NO_SMC", "peer")
+        assert driver.on_tcp("client", why) is driver.on_tcp("client", why)
+        assert driver.on_tcp("server", why).info.role == "server"
+        for number in range(200):
+            driver.on_tcp("client", reason("LIMIT", "local", str(number)))
+        assert len(driver._tcp_outcomes) <= 64
+        driver.close()
+        required = Driver(asyncio.get_running_loop(), Config(fallback="require"))
+        with pytest.raises(Declined):
+            required.on_tcp("client", why)
+        required.close()
+
+    kit.run(scenario)
+
+
+def test_limits_of_negotiations(kit) -> None:
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config(max_handshakes=1))
+        assert driver.has_room()
+        with driver.negotiating():
+            assert not driver.has_room()
+            assert "max_handshakes is 1" in driver.limit_reason().text
+        assert driver.has_room()
+        driver.close()
+
+    kit.run(scenario)
+
+
+# --- completions
+
+
+def test_everything_before_the_end_of_a_link_is_processed_first(kit) -> None:
+    async def check(driver, ends) -> None:
+        # Sent, but this loop has not looked yet: then the link ends.
+        ends.client.transport.write(b"the last words")
+        server_link = ends.server.transport._connection.link
+        server_link.handle.fail(Status.PEER_GONE, "test")
+        await ends.server.until_call("lost")
+        assert ends.server.data == b"the last words"
+        assert isinstance(ends.server.error, ConnectionReset)
+        await ends.client.until_call("lost")
+
+    on_pair(kit, check)
+
+
+def test_completions_of_strangers_are_dropped(kit) -> None:
+    async def check(driver, ends) -> None:
+        link = link_of(ends)
+        gone = link.group.handle.create_queue_pair()  # not the core's
+        handle = Handle()
+        ends.client.transport._connection.handle = handle
+        update = Update(1, 0xDEAD, 0, 0, 0)
+        driver._take_completions(
+            [
+                Completion(CompletionKind.UPDATE, gone, payload=update),
+                Completion(CompletionKind.DOWN, gone, Status.PEER_GONE),
+                Completion(CompletionKind.UPDATE, link.handle, payload=update),
+                Completion(CompletionKind.PUBLISH, link.handle, wr_id=0xDEAD),
+            ]
+        )
+        assert handle.news == []
+        ends.client.transport._connection.handle = ends.client.transport
+        gone.close()
+
+    on_pair(kit, check)
+
+
+def test_publishes_that_complete_later_make_room(kit) -> None:
+    async def check(driver, ends) -> None:
+        connection = ends.client.transport._connection
+        handle = Handle()
+        connection.handle = handle
+        while spans := connection.claim(1 << 20):
+            for address, length in spans:
+                connection.link.handle.post_write(
+                    connection.remote_rkey, address, bytes(length)
+                )
+            connection.take_update()
+            connection.published(completed=False)
+        token = connection.alert_token
+        done = Completion(
+            CompletionKind.PUBLISH, connection.link.handle, wr_id=token
+        )
+        driver._take_completions([done, done])
+        assert handle.news in ([], [News.SPACE])
+        connection.handle = ends.client.transport
+
+    on_pair(kit, check)
+
+
+def test_an_error_of_ours_loses_no_completion(kit, monkeypatch) -> None:
+    """One that raises goes to the loop's handler, and the rest is still processed."""
+
+    async def check(driver, ends) -> None:
+        link = link_of(ends)
+        seen = []
+        real = driver.endpoint.receive_update
+
+        def failing(link, update, now):
+            seen.append(update)
+            if len(seen) == 1:
+                raise ZeroDivisionError
+            return real(link, update, now)
+
+        monkeypatch.setattr(driver.endpoint, "receive_update", failing)
+        update = Update(1, 0xDEAD, 0, 0, 0)
+        one = Completion(CompletionKind.UPDATE, link.handle, payload=update)
+        with pytest.raises(ZeroDivisionError):
+            driver._take_completions([one, one, one])
+        await asyncio.sleep(0)
+        assert len(seen) == 3
+
+    on_pair(kit, check)
+
+
+def test_a_peer_that_breaks_a_rule_loses_only_its_connection(kit) -> None:
+    async def check(driver, ends) -> None:
+        connection = ends.server.transport._connection
+        broken = Update(9, connection.alert_token, 1 << 40 | 5, 0, 0)
+        link = connection.link
+        driver._take_completions(
+            [Completion(CompletionKind.UPDATE, link.handle, payload=broken)]
+        )
+        await ends.server.until_call("lost")
+        assert isinstance(ends.server.error, ConnectionAbortedError)
+        await ends.client.until_call("lost")
+        assert isinstance(ends.client.error, ConnectionResetError)
+        assert link.is_active
+        async with kit.connected() as others:
+            others.client.transport.write(b"still good")
+            await others.server.until_bytes(10)
+
+    on_pair(kit, check)
+
+
+def test_memory_that_the_peer_took_away(kit) -> None:
+    async def check(driver, ends) -> None:
+        client, server = ends.transports
+        client._connection.remote_rkey ^= 0x10000  # names nothing any more
+        client.write(b"x")
+        await ends.client.until_call("lost")
+        assert isinstance(ends.client.error, ConnectionAbortedError)
+        assert isinstance(ends.client.error.__cause__, FabricError)
+
+    on_pair(kit, check)
+
+
+@pytest.mark.parametrize("size", [10, 8 << 20])
+def test_memory_that_is_gone_when_there_is_room_again(kit, size) -> None:
+    async def check(driver, ends) -> None:
+        client, server = ends.transports
+        server.pause_reading()
+        client.write(bytes(8 << 20))
+        client._connection.remote_rkey ^= 0x10000
+        server.resume_reading()
+        await ends.client.until_call("lost")
+        assert isinstance(ends.client.error, ConnectionAbortedError)
+        server.abort()
+        await ends.server.until_call("lost")
+
+    on_pair(kit, check)
+
+
+# --- the end
+
+
+def test_closing_a_driver_ends_its_connections(kit) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        other = Driver(loop, Config())
+        assert other.open() is None
+        assert other.time() > 0
+        other.close()
+        assert other.is_closed
+        other.pump_armed(None)  # a callback that was scheduled before
+
+    kit.run(scenario)
+
+
+def test_timers_ring(kit) -> None:
+    """A link that is silent is asked: its answer keeps it."""
+
+    async def check(driver, ends) -> None:
+        loop = asyncio.get_running_loop()
+        sent = []
+        pair = link_of(ends).handle
+        real = type(pair).post_send
+
+        def post_send(self, payload) -> None:
+            sent.append(payload[0] & 0x1F)
+            real(self, payload)
+
+        shm.ShmQueuePair.post_send = post_send
+        try:
+            until = loop.time() + 5
+            while sent.count(7) < 4 and loop.time() < until:
+                await asyncio.sleep(0.005)
+        finally:
+            shm.ShmQueuePair.post_send = real
+        assert sent.count(7) >= 4, "TEST LINK"
+        ends.client.transport.write(b"alive")
+        await ends.server.until_bytes(5)
+
+    on_pair(kit, check, test_link_interval=0.02)
+
+
+def test_an_idle_group_ends(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected():
+            assert len(driver.up) == 2
+        async with asyncio.timeout(5):
+            while driver.up:
+                await asyncio.sleep(0.005)
+        assert driver.endpoint.groups == []
+        async with kit.connected() as ends:
+            ends.client.transport.write(b"a new group")
+            await ends.server.until_bytes(11)
+
+    kit.run(scenario, config=Config(idle_group_wait=0.02))
+
+
+def test_what_is_tcp() -> None:
+    import socket
+
+    kinds = [
+        (socket.AF_INET, socket.SOCK_STREAM, True),
+        (socket.AF_INET6, socket.SOCK_STREAM, True),
+        (socket.AF_INET, socket.SOCK_DGRAM, False),
+        (socket.AF_UNIX, socket.SOCK_STREAM, False),
+    ]
+    for family, kind, expected in kinds:
+        with socket.socket(family, kind) as sock:
+            assert is_tcp(sock) is expected
+
+
+@pytest.mark.slow
+def test_nothing_grows(kit) -> None:
+    """Connect, echo, close, many times: descriptors, objects and tables stay."""
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport) -> None:
+            self.transport = transport
+
+        def data_received(self, data) -> None:
+            self.transport.write(data)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        driver = loop.driver
+
+        async def cycles(port: int, count: int) -> None:
+            for _ in range(count):
+                _, protocol = await loop.create_connection(
+                    kit.Recorder, kit.host, port
+                )
+                protocol.transport.write(b"hello")
+                await protocol.until_bytes(5)
+                protocol.transport.close()
+                await protocol.until_call("lost")
+
+        def state() -> tuple[int, ...]:
+            gc.collect()
+            groups = driver.endpoint.groups
+            return (
+                kit.count_descriptors(),
+                len(gc.get_objects()) // 300,
+                len(driver.transports),
+                len(driver.negotiations),
+                sum(len(group.connections) for group in groups),
+                len(groups),
+                len(asyncio.all_tasks()),
+            )
+
+        async with kit.serving(Echo) as port:
+            await cycles(port, 100)
+            async with asyncio.timeout(5):
+                while driver.transports:
+                    await asyncio.sleep(0.001)
+            before = state()
+            await cycles(port, 400)
+            async with asyncio.timeout(5):
+                while state()[2:] != before[2:] or state()[0] != before[0]:
+                    await asyncio.sleep(0.001)
+            assert abs(state()[1] - before[1]) <= 1
+
+    kit.run(scenario)
+
+
+@pytest.mark.slow
+def test_a_thousand_connections(kit) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        served = []
+
+        def make():
+            served.append(kit.Recorder())
+            return served[-1]
+
+        async with kit.serving(make, backlog=1000) as port:
+            made = []
+            for _ in range(10):
+                pairs = await asyncio.gather(
+                    *(
+                        loop.create_connection(kit.Recorder, kit.host, port)
+                        for _ in range(100)
+                    )
+                )
+                made += [protocol for _, protocol in pairs]
+            assert {p.info_when_made.mode for p in made} == {"smcr"}
+            for number, protocol in enumerate(made):
+                protocol.transport.write(b"%04d" % number)
+            for protocol in served:
+                await protocol.until_bytes(4)
+            assert {bytes(p.data) for p in served} == {b"%04d" % n for n in range(1000)}
+            for protocol in made:
+                protocol.transport.close()
+            for protocol in made + served:
+                await protocol.until_call("lost")
+        assert not loop.driver.transports
+
+    kit.run(scenario)

@@ -172,6 +172,26 @@ def test_an_smcd_accept_out_of_turn_breaks_the_stream() -> None:
     assert isinstance(pair.verdict(client), Failed)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), [(3, 5), (5, 3), (4, 4)])
+def test_both_ends_use_the_smaller_mtu_from_first_contact_on(
+    ours: int, theirs: int
+) -> None:
+    pair = CorePair(
+        offers=(replace(make_offer(1), mtu_code=ours),),
+        server_offers=(replace(make_offer(2), mtu_code=theirs),),
+    )
+    client, server = pair.establish()
+    for connection in (client, server):
+        assert connection.link.remote is not None
+        assert connection.link.remote.mtu_code == min(ours, theirs)
+    # A reused link keeps its own, whatever the Accept says.
+    _, there = reused(pair)
+    pair.rewrite(pair.tcp(there).peer.handshake, lambda a: replace(a, mtu_code=1))
+    pair.release("tcp")
+    pair.drive()
+    assert pair.connection(there).link.remote == server.link.remote
+
+
 # Reuse
 
 

@@ -13,6 +13,7 @@ from pysmc.core.events import ConnectionLost, Established, FellBack
 from pysmc.core.rmb import RmbState
 from pysmc.errors import ConnectionReset
 from pysmc.testing.pair import SMALL, CorePair
+from smcproto import llc
 
 Ends = tuple[Connection, Connection]
 WAYS = ["close", "abort", "done", "nothing"]
@@ -247,6 +248,10 @@ def test_an_idle_group_is_ended_by_its_server() -> None:
     deleted = [line for line in pair.trace if "DELETE_LINK" in line]
     assert len(deleted) == 1
     assert "server: " in deleted[0]
+    sent = [what for _, _, what in pair.wire.notes if isinstance(what, bytes) and what]
+    message = llc.parse(next(data for data in sent if data[0] == 0x24))
+    assert isinstance(message, llc.DeleteLink)
+    assert (message.whole_group, message.link_number) == (True, 0)
     assert pair.client.lost == []
 
 

@@ -409,6 +409,16 @@ class Driver:
         for device in self.devices:
             self.pump(device)
 
+    def pump_pending(self) -> None:
+        """Process what memory shows to be there, in the middle of a turn of the loop.
+
+        A turn in which a thousand connections shake hands takes seconds, and the peer
+        does not wait that long for LLC.
+        """
+        for device in self.devices:
+            if device.pending():
+                self.pump(device)
+
     def _read_tcp_of(self, link: Link) -> None:
         """Give handshakes the TCP bytes that were sent before a link's end."""
         for negotiation in list(self.negotiations):
@@ -637,7 +647,10 @@ def _status_of(error: FabricError) -> str:
 
 def is_tcp(sock: socket.socket) -> bool:
     """Tell whether a socket may carry a connection that SMC-R can take over."""
-    return sock.type == socket.SOCK_STREAM and sock.family in INET
+    # Family and type become enums at every look, which costs more than the rest.
+    return sock.proto == socket.IPPROTO_TCP or (
+        sock.type == socket.SOCK_STREAM and sock.family in INET
+    )
 
 
 def raise_descriptor_limit() -> None:

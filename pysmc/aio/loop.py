@@ -122,11 +122,14 @@ class Loop(asyncio.SelectorEventLoop):
         """
         if not is_tcp(sock):
             return await super().sock_connect(sock, address)
-        found = await self._prepare(sock, address)
+        found = self.driver.prepare(sock, address)
         if isinstance(found, Reason):
-            await super().sock_connect(sock, address)
-            self._found[sock] = found
-            return None
+            if found.name == "SETUP_MISSING":
+                found = await self._prepare_by_name(sock, address, found)
+            if isinstance(found, Reason):
+                await super().sock_connect(sock, address)
+                self._found[sock] = found
+                return None
         discovery = self.driver.discovery
         try:
             await super().sock_connect(sock, address)
@@ -137,14 +140,12 @@ class Loop(asyncio.SelectorEventLoop):
         self._found[sock] = found
         return None
 
-    async def _prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
-        found = self.driver.prepare(sock, address)
-        if isinstance(found, Reason) and found.name == "SETUP_MISSING":
-            # A host name, which only the direct caller of sock_connect gives.
-            numeric = await self._resolve(sock, address)
-            if numeric is not None:
-                return self.driver.prepare(sock, numeric)
-        return found
+    async def _prepare_by_name(
+        self, sock: socket.socket, address: Any, found: Reason
+    ) -> Mark | Reason:
+        """Try again with the numeric address; only direct callers give a host name."""
+        numeric = await self._resolve(sock, address)
+        return found if numeric is None else self.driver.prepare(sock, numeric)
 
     async def _resolve(self, sock: socket.socket, address: Any) -> Any:
         """Find the numeric address that the stock loop will use for a host name."""
@@ -168,22 +169,16 @@ class Loop(asyncio.SelectorEventLoop):
         server_side: bool = False,  # noqa: FBT001, FBT002  # asyncio's signature
         **options: Any,
     ) -> tuple[Any, Any]:
-        if is_tcp(sock):
+        found = self._found.pop(sock, None)
+        if found is not None or is_tcp(sock):
             driver = self.driver
             driver.check_owner()
-            sock.setblocking(False)  # noqa: FBT003
             if server_side:
                 self._outcomes[sock] = await self._settle_accepted(sock)
+            elif found is None or isinstance(found, Reason):
+                self._outcomes[sock] = self._tcp_client(sock, found or NOT_MARKED)
             else:
-                found = self._found.pop(sock, NOT_MARKED)
-                if isinstance(found, Reason):
-                    try:
-                        self._outcomes[sock] = driver.on_tcp("client", found)
-                    except Declined:
-                        sock.close()
-                        raise
-                else:
-                    self._outcomes[sock] = await negotiate_client(driver, sock, found)
+                self._outcomes[sock] = await negotiate_client(driver, sock, found)
         try:
             return await super()._create_connection_transport(  # type: ignore[misc,no-any-return]
                 sock,
@@ -196,6 +191,13 @@ class Loop(asyncio.SelectorEventLoop):
         finally:
             if sock in self._outcomes:
                 self._drop_outcome(sock)
+
+    def _tcp_client(self, sock: socket.socket, why: Reason) -> Outcome:
+        try:
+            return self.driver.on_tcp("client", why)
+        except Declined:
+            sock.close()
+            raise
 
     # The server
 
@@ -248,6 +250,7 @@ class Loop(asyncio.SelectorEventLoop):
         driver = self.driver
         why = driver.inspect(conn)
         if why is None:
+            conn.setblocking(False)  # noqa: FBT003
             return await negotiate_server(driver, conn)
         try:
             return driver.on_tcp("server", why)

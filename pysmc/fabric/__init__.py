@@ -6,6 +6,7 @@ of SMC-R's messages. Kernel counterpart: smc_ib.c.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from pysmc.errors import FabricUnavailable
@@ -34,7 +35,11 @@ def open_device(
         FabricError: Status ``NO_MEMORY``: there is, but no descriptors are left.
     """
     del codec
+    operation = f"open the {name} fabric"
     if name == "shm":
+        if not hasattr(os, "memfd_create") or not hasattr(os, "eventfd"):
+            reason = "it needs Linux: memfds, eventfds and epoll"
+            raise FabricUnavailable(operation, "UNAVAILABLE", reason)
         from pysmc.fabric.shm import ShmDevice
 
         return ShmDevice(peer_id, allowed_uids=config.allowed_uids)
@@ -43,5 +48,4 @@ def open_device(
         "sim": "a simulated device belongs to a network: use SimNetwork.device()",
     }
     reason = reasons.get(name, f"there is no fabric {name!r}; there are shm and verbs")
-    operation = f"open the {name} fabric"
     raise FabricUnavailable(operation, "UNAVAILABLE", reason)

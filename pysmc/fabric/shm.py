@@ -25,7 +25,12 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from pysmc.errors import FabricError, ForkedError, LocalProtocolError
+from pysmc.errors import (
+    FabricError,
+    FabricUnavailable,
+    ForkedError,
+    LocalProtocolError,
+)
 from pysmc.fabric.base import (
     Completion,
     Device,
@@ -191,18 +196,19 @@ class ShmDomain(ProtectionDomain):
             text = f"a domain has at most {ARENAS_MAX} arenas"
             raise no_memory(text, operation)
         arena = Arena(length)
-        told = 0
+        is_told = False
         for queue_pair in self.queue_pairs:
             try:
-                queue_pair.send_arena(arena)
-                told += 1
+                is_told |= queue_pair.send_arena(arena)
             except OSError as exc:
-                if told == 0 and is_shortage(exc):
+                if not is_told and is_shortage(exc):
                     arena.close()
                     raise no_memory(exc, operation) from exc
-                # A peer that is gone, or that does not read what we tell it.
-                is_full = exc.errno == errno.EAGAIN
-                status = Status.TIMED_OUT if is_full else Status.PEER_GONE
+                # A peer that is gone, or that does not read what we tell it; or one
+                # that must do without what another peer has already.
+                status = Status.NO_MEMORY if is_shortage(exc) else Status.PEER_GONE
+                if exc.errno == errno.EAGAIN:
+                    status = Status.TIMED_OUT
                 queue_pair.fail(status, f"the peer could not be sent an arena: {exc}")
         self.arenas.append(arena)
         self._map.add_arena(length)
@@ -279,7 +285,12 @@ class ShmDevice(Device):
         self.gid = _GID
         self.mac = peer_id[2:]
         self.mtu_code = _MTU_CODE_4096
-        self.eid = host_eid()
+        try:
+            self.eid = host_eid()
+        except OSError as exc:
+            operation = "open the shm device"
+            text = f"/proc does not tell where we are: {exc}"
+            raise FabricUnavailable(operation, "UNAVAILABLE", text) from exc
         self.forked = False
         self.domains: list[ShmDomain] = []
         self.queue_pairs: dict[int, ShmQueuePair] = {}
@@ -321,11 +332,18 @@ class ShmDevice(Device):
             raise ForkedError(text)
 
     def watch(self, descriptor: int, events: int, handler: Callable[[], None]) -> None:
-        """Have a function called by `poll` when a descriptor is ready."""
+        """Have a function called by `poll` when a descriptor is ready.
+
+        Raises:
+            FabricError: Status ``NO_MEMORY``: the kernel watches no more for this user.
+        """
         if descriptor in self._handlers:
             self._epoll.modify(descriptor, events)
         else:
-            self._epoll.register(descriptor, events)
+            try:
+                self._epoll.register(descriptor, events)
+            except OSError as exc:
+                raise no_memory(exc, "watch a descriptor") from exc
         self._handlers[descriptor] = handler
 
     def unwatch(self, descriptor: int) -> None:
@@ -426,6 +444,8 @@ class ShmDevice(Device):
 
     def poll(self) -> list[Completion]:
         """Take what has completed; see `Device.poll`."""
+        if self._armed:
+            self.disarm()
         self._polls_left -= 1
         if self._polls_left < 0 or WORDS_NEED_SYSCALL:
             self._look()
@@ -476,6 +496,8 @@ class ShmDevice(Device):
         for words in self._sleep_words:
             words[SLEEPING] = self._sleep
         fence()
+        if WORDS_NEED_SYSCALL:
+            self._look()
         if self._ready or self._ending or any(look() for look in self._waiting):
             self.disarm()
             return False

@@ -39,6 +39,7 @@ REGION_BYTES_MIN = 16 * KIB
 _F_SEAL_WRITE = 0x0008
 _F_SEAL_FUTURE_WRITE = 0x0010  # unknown to `fcntl` before Python 3.13
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+_MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; hardened systems allow no memfd without it
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; `mmap` has no name for it
 
 _SHORTAGE = frozenset(
@@ -199,7 +200,13 @@ def _checked_size(descriptor: int, length: int | None) -> int:
 
 
 def _create_sealed(length: int) -> int:
-    descriptor = os.memfd_create("pysmc", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        descriptor = os.memfd_create("pysmc", flags | _MFD_NOEXEC_SEAL)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        descriptor = os.memfd_create("pysmc", flags)  # an older kernel
     try:
         os.ftruncate(descriptor, length)
         os.posix_fallocate(descriptor, 0, length)

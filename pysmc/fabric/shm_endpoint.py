@@ -320,8 +320,12 @@ class Endpoint:
             if silent is caller:
                 return
         descriptor = caller.connection.fileno()
+        try:
+            self._watch(descriptor, select.EPOLLIN, lambda: self._heard(caller))
+        except FabricError:
+            send_refusal(caller.connection, NO_MEMORY)
+            return
         self._callers[descriptor] = caller
-        self._watch(descriptor, select.EPOLLIN, lambda: self._heard(caller))
         self._heard(caller)
 
     def _heard(self, caller: Caller) -> None:
@@ -336,7 +340,7 @@ class Endpoint:
             self._drop(caller, caller.refusal or BROKEN_RULE)
             return
         queue_pair = self._find(hello.wanted_number)
-        if queue_pair is None:
+        if queue_pair is None or not queue_pair.may_be_called:
             self._drop(caller, caller.refusal or UNKNOWN_QUEUE_PAIR)
         elif queue_pair.is_waiting:
             self._introduce(caller, queue_pair)

@@ -121,6 +121,11 @@ class ShmQueuePair(QueuePair):
         """Whether the peer may call now."""
         return self.state is LinkState.WAITING
 
+    @property
+    def may_be_called(self) -> bool:
+        """Whether the peer may call now or, as far as we know, later."""
+        return self.state in (LinkState.NEW, LinkState.WAITING)
+
     def expects(self, hello: endpoint.Hello) -> bool:
         """Tell whether a caller is the one that the CLC messages spoke of."""
         remote = self._remote
@@ -210,7 +215,8 @@ class ShmQueuePair(QueuePair):
     def _read_answer(self, packet: endpoint.Packet) -> None:
         try:
             hello = endpoint.Hello.parse(packet.data)
-            self._open(hello, packet)
+            assert self._socket is not None
+            self._open(hello, packet, self._socket)
         except ValueError as exc:
             packet.close()
             self.refuse(Status.BROKEN_RULE, str(exc))
@@ -231,23 +237,26 @@ class ShmQueuePair(QueuePair):
             packet: The descriptors that came along.
         """
         try:
-            self._open(hello, packet)
-            endpoint.send(connection, self._hello().build(), self._descriptors())
+            self._open(hello, packet, connection)
+            self._answer(connection)
         except ValueError as exc:
-            packet.close()
-            endpoint.send_refusal(connection, endpoint.BROKEN_RULE)
-            self.refuse(Status.BROKEN_RULE, str(exc))
+            reason, status, text = endpoint.BROKEN_RULE, Status.BROKEN_RULE, str(exc)
         except FabricError as exc:
-            packet.close()
-            endpoint.send_refusal(connection, endpoint.NO_MEMORY)
-            self.refuse(Status[exc.status], str(exc))
-        except OSError as exc:
-            endpoint.send_refusal(connection, endpoint.NO_MEMORY)
-            failure = _sending_failed(exc, "answer the peer's hello")
-            self.refuse(Status[failure.status], str(failure))
+            reason, status, text = endpoint.NO_MEMORY, Status[exc.status], str(exc)
         else:
             self._socket = connection
             self._go_up()
+            return
+        packet.close()
+        self.device.unwatch(connection.fileno())
+        endpoint.send_refusal(connection, reason)
+        self.refuse(status, text)
+
+    def _answer(self, connection: socket.socket) -> None:
+        try:
+            endpoint.send(connection, self._hello().build(), self._descriptors())
+        except OSError as exc:
+            raise _sending_failed(exc, "answer the peer's hello") from exc
 
     def refuse(self, status: Status, text: str) -> None:
         """End an attempt to connect: CONNECTED with a status that says why."""
@@ -257,8 +266,10 @@ class ShmQueuePair(QueuePair):
             Completion(CompletionKind.CONNECTED, self, status, payload=text)
         )
 
-    def _open(self, hello: endpoint.Hello, packet: endpoint.Packet) -> None:
-        """Map what the peer's hello brought."""
+    def _open(
+        self, hello: endpoint.Hello, packet: endpoint.Packet, connection: socket.socket
+    ) -> None:
+        """Map what the peer's hello brought, and watch for what comes."""
         if not self.expects(hello) or hello.refusal:
             text = "the peer answered for another queue pair"
             raise ValueError(text)
@@ -280,6 +291,8 @@ class ShmQueuePair(QueuePair):
         self._outbox = Outbox(control, self._ring, self._resolve, self.fail)
         self._peer_bell = descriptors.pop(1)
         packet.close()
+        self.device.watch(connection.fileno(), select.EPOLLIN, self._heard)
+        self.device.watch(self._bell, select.EPOLLIN | select.EPOLLET, self._rung)
 
     def _go_up(self) -> None:
         connection, outbox = self._socket, self._outbox
@@ -292,8 +305,6 @@ class ShmQueuePair(QueuePair):
             os.close(self._peer_bell)
             self._peer_bell = -1
         self._control.close_descriptor()
-        device.watch(connection.fileno(), select.EPOLLIN, self._heard)
-        device.watch(self._bell, select.EPOLLIN | select.EPOLLET, self._rung)
         self.state = LinkState.UP
         self.is_up = True
         # Straight to the closures: a method that passes seven arguments on would cost
@@ -345,15 +356,20 @@ class ShmQueuePair(QueuePair):
         """Do nothing: a link that is up has its own function for it."""
         self.device.refuse_if_forked()
 
-    def send_arena(self, arena: Arena) -> None:
+    def send_arena(self, arena: Arena) -> bool:
         """Give the peer the next data arena.
+
+        Returns:
+            False when there is no peer yet: its hello will bring the arena.
 
         Raises:
             OSError: It could not be sent.
         """
-        if self._socket is not None:
-            data = bytes((endpoint.ARENA, len(self.domain.arenas)))
-            endpoint.send(self._socket, data, [arena.descriptor])
+        if self._socket is None:
+            return False
+        data = bytes((endpoint.ARENA, len(self.domain.arenas)))
+        endpoint.send(self._socket, data, [arena.descriptor])
+        return True
 
     def _resolve(self, rkey: int) -> Window:
         """Find the peer's memory for an rkey; the peer's words are checked here."""

@@ -60,6 +60,7 @@ _ON_A_BENCH: list[Callable[[Bench], None]] = [
     memory.check_unknown_rkey,
     memory.check_order,
     memory.check_newest_update,
+    memory.check_newest_consumer,
     memory.check_coalescing,
     memory.check_send_and_update_order,
     memory.check_publish_completes,

@@ -142,6 +142,21 @@ def check_newest_update(bench: Bench) -> None:
     expect(sequences == sorted(sequences), "updates do not overtake each other")
 
 
+def check_newest_consumer(bench: Bench) -> None:
+    """Who looks into a mailbox sees the newest cursor or nothing, and takes nothing."""
+    near, far = bench.link()
+    region = far.domain.register(16 * KIB)
+    look = far.queue_pair.newest_consumer
+    expect(look(region, 5) == -1, "an empty mailbox has no cursor")
+    writer = Writer(near, region, far.queue_pair, token=5)
+    for cursor in (3, 4):
+        writer.publish(consumer=cursor)
+        bench.pump()
+        expect(look(region, 5) in (-1, cursor), "a mailbox shows the newest cursor")
+        expect(look(region, 6) == -1, "another connection's cursor is not shown")
+    bench.await_newest(far, writer)
+
+
 def check_coalescing(bench: Bench) -> None:
     """Whatever is left out of 10,000 updates, the last of each burst is not."""
     near, far = bench.link()

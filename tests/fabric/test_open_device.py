@@ -26,6 +26,14 @@ def test_shm_opens_with_the_users_of_the_configuration() -> None:
     device.close()
 
 
+def test_elsewhere_than_on_linux_there_is_no_shm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(FabricUnavailable, match="needs Linux"):
+        open_device("shm", peer_id=bytes(8), config=Config(), codec=CODEC)
+
+
 @pytest.mark.parametrize(
     ("name", "why"),
     [("verbs", "not built yet"), ("sim", "SimNetwork"), ("smoke", "no fabric")],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pysmc.errors import FabricError, ForkedError, LocalProtocolError
+from pysmc.errors import FabricError, FabricUnavailable, ForkedError, LocalProtocolError
 from pysmc.fabric import shm, shm_arena, shm_endpoint, shm_ring
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.shm import ShmDevice, host_eid
@@ -62,6 +62,15 @@ def test_the_eid_follows_from_the_boot_and_the_namespace(
     facts = os.stat("/")
     monkeypatch.setattr(os, "stat", lambda path: facts)
     assert host_eid() != before
+
+
+def test_without_proc_there_is_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> Any:
+        raise FileNotFoundError(2, "No such file or directory", path)
+
+    monkeypatch.setattr(os, "stat", missing)
+    with pytest.raises(FabricUnavailable, match="/proc"):
+        ShmDevice(os.urandom(8))
 
 
 def test_a_peer_id_has_eight_bytes() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pysmc.errors import FabricError
+from pysmc.fabric import shm_arena
 from pysmc.fabric.shm_arena import (
     ARENA_BYTES,
     REGION_BYTES_MIN,
@@ -59,6 +60,29 @@ def test_an_arena_in_use_is_not_unmapped_and_not_lost() -> None:
     view[0] = 1  # still there
     view.release()
     assert arena.close()
+
+
+def test_an_older_kernel_knows_fewer_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.memfd_create
+
+    def older(name: str, flags: int) -> int:
+        if flags & ~(os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", older)
+    arena = Arena(REGION_BYTES_MIN)
+    map_peer_arena(arena.descriptor).close()
+    arena.close()
+
+
+def test_memfds_may_be_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(name: str, flags: int) -> int:
+        raise OSError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "memfd_create", forbidden)
+    with pytest.raises(FabricError, match="EACCES"):
+        Arena(REGION_BYTES_MIN)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +194,8 @@ def test_what_counts_as_a_shortage() -> None:
     assert no_memory("a limit", "try").detail == "a limit"
 
 
-def test_populating_is_only_a_help() -> None:
+def test_populating_is_only_a_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm_arena, "_MADV_POPULATE_WRITE", 12345)
     with mmap.mmap(-1, mmap.PAGESIZE) as memory:
         populate(memory, 0, mmap.PAGESIZE)
         assert memory[:4] == bytes(4)

@@ -153,6 +153,68 @@ def test_a_caller_for_nobody_is_refused(device: ShmDevice, peer: RawPeer) -> Non
     assert refusal(device, peer) is Status.UNREACHABLE
 
 
+def test_a_caller_for_one_that_calls_itself_is_refused(
+    device: ShmDevice, peer: RawPeer
+) -> None:
+    peer.listen()
+    queue_pair = device.create_domain().create_queue_pair()
+    queue_pair.connect(peer.remote(), 1, passive=False)
+    peer.accept().close()
+    peer.socket.close()
+    peer.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    peer.socket.setblocking(False)
+    peer.call(device)
+    peer.say(peer.hello(queue_pair.number))
+    assert refusal(device, peer) is Status.UNREACHABLE
+
+
+class FullEpoll:
+    """An epoll that watches nothing more."""
+
+    def __init__(self, device: ShmDevice, after: int = 0) -> None:
+        self._real, self._left = device._epoll, after
+
+    def register(self, descriptor: int, events: int) -> None:
+        if self._left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._left -= 1
+        self._real.register(descriptor, events)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_caller_that_cannot_be_watched_is_refused(
+    device: ShmDevice, peer: RawPeer, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    queue_pair = waiting(device, peer)
+    monkeypatch.setattr(device, "_epoll", FullEpoll(device, after))
+    before = descriptors()
+    peer.call(device)
+    peer.say(peer.hello(queue_pair.number))
+    expected = [[], [(CONNECTED, Status.NO_MEMORY)]][after]
+    assert statuses(drain(device)) == expected
+    assert refusal(device, peer) is Status.NO_MEMORY
+    assert descriptors() == before - after, "with the doorbell, if it got so far"
+    assert device._endpoint is not None
+    assert device._endpoint._callers == {}
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_a_call_that_cannot_be_watched_fails(
+    device: ShmDevice, peer: RawPeer, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    peer.listen()
+    queue_pair = device.create_domain().create_queue_pair()
+    monkeypatch.setattr(device, "_epoll", FullEpoll(device, after))
+    queue_pair.connect(peer.remote(), 1, passive=False)
+    if after:
+        peer.accept().close()
+        peer.say(peer.hello(queue_pair.number))
+    assert statuses(drain(device)) == [(CONNECTED, Status.NO_MEMORY)]
+
+
 def test_an_early_caller_waits_for_its_queue_pair(
     device: ShmDevice, peer: RawPeer
 ) -> None:

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 
 STATIC = {"PYSMC_DISCOVERY": "static", "PYSMC_PEERS": "127.0.0.1"}
-SMALL_PINNED = {"PYSMC_MAX_PINNED_BYTES": "1048576", "PYSMC_RMBE_BYTES": "2097152"}
+SMALL_PINNED = {"PYSMC_MAX_PINNED_BYTES": "1048576"}
+SMALL_PINNED_HOLDS = 64
+"""Connections with the smallest buffers, 16 KiB."""
 NOBODY = 65533
 """A user that is neither root nor the overflow user."""
 
@@ -29,6 +31,8 @@ class Case(NamedTuple):
     server_arguments: tuple[str, ...] = ()
     peer_code: int | None = None
     """What the end that was declined says of the other's code."""
+    before: int = 0
+    """Connections that are opened and kept before."""
     detail: str = ""
     """Words in the text of the end that found the reason."""
 
@@ -77,11 +81,13 @@ CASES = {
     ),
     "client declines": Case(
         ("LIMIT", LOCAL_SIDE), DECLINED, client_env=SMALL_PINNED,
-        peer_code=MEMORY_CODE, detail="max_pinned_bytes is 1048576",
+        peer_code=MEMORY_CODE, before=SMALL_PINNED_HOLDS,
+        detail="max_pinned_bytes is 1048576",
     ),
     "server declines": Case(
         DECLINED, ("LIMIT", LOCAL_SIDE), server_env=SMALL_PINNED,
-        peer_code=MEMORY_CODE, detail="max_pinned_bytes is 1048576",
+        peer_code=MEMORY_CODE, before=SMALL_PINNED_HOLDS,
+        detail="max_pinned_bytes is 1048576",
     ),
     "memory full at the client": Case(
         NO_MEMORY, DECLINED, client_arguments=("--fsize", "65536"),
@@ -115,12 +121,18 @@ as_root = pytest.mark.skipif(
 
 
 def start(case: Case, pair: Any, **extra: str):
-    return pair(
+    """Start both ends; gives (server, client, port)."""
+    server, client, port = pair(
         case.server_env,
         case.client_env | extra,
         case.server_arguments,
         case.client_arguments,
     )
+    if case.before:
+        infos = client.ask("connect", port=port, count=case.before)["infos"]
+        assert {info["mode"] for info in infos} == {"smcr"}
+        server.ask("accepted", count=case.before)
+    return server, client, port
 
 
 def assert_says(info: Any, role: str, expected: tuple[str, str] | None, case: Case):
@@ -147,7 +159,7 @@ def test_both_ends_say_why_it_is_tcp(pair, name):
     case = CASES[name]
     server, client, port = start(case, pair)
     (info,) = client.ask("connect", port=port)["infos"]
-    assert client.ask("talk", size=100_000, rounds=2) == {"equal": 1}
+    assert client.ask("talk", size=100_000, rounds=2) == {"equal": case.before + 1}
     client.ask("close")
     (accepted,) = server.ask("accepted", count=1, ended=True)["connections"]
     assert accepted["received"] == 200_000

@@ -60,6 +60,8 @@ log = logging.getLogger("pysmc")
 NOT_MARKED = reason("NOT_MARKED", "local")
 
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
+TCP_OUTCOMES_MAX = 64
+"""Reasons whose outcome is kept, and made only once."""
 ROUNDS_MAX = 64
 """Polls of one pump; more completions wait for the loop's next turn."""
 
@@ -121,7 +123,7 @@ class Driver:
         self._settling = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
-        self._tcp_outcomes: dict[tuple[str, Reason], Outcome] = {}
+        self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
         self._orders: dict[type, Callable[[Any], None]] = {
             actions.SendClc: self._send_clc,
             actions.CheckTcp: self._check_tcp,
@@ -200,15 +202,19 @@ class Driver:
         assert why is not None, "plain TCP always has a reason"
         if self.config.fallback == "require":
             raise Declined(why)
-        outcome = self._tcp_outcomes.get((role, why))
-        if outcome is None:
+        # By identity: the usual reasons are constants, and hashing them would cost more
+        # than making the outcome.
+        known = self._tcp_outcomes.get((role, id(why)))
+        if known is not None:
+            outcome = known[1]
+        else:
             info = ConnectionInfo(
                 mode="tcp", role="client" if role == "client" else "server", reason=why
             )
             outcome = Outcome(info)
             # Reasons that name addresses or waits would otherwise pile up.
-            if len(self._tcp_outcomes) < 64:
-                self._tcp_outcomes[role, why] = outcome
+            if len(self._tcp_outcomes) < TCP_OUTCOMES_MAX:
+                self._tcp_outcomes[role, id(why)] = (why, outcome)
         return outcome
 
     def info_of(self, connection: Connection, role: str) -> ConnectionInfo:
@@ -407,7 +413,7 @@ class Driver:
     def pump_all(self) -> None:
         """Process what has completed on every device."""
         for device in self.devices:
-            self.pump(device)
+            self._pump_now(device)
 
     def pump_pending(self) -> None:
         """Process what memory shows to be there, in the middle of a turn of the loop.
@@ -417,7 +423,13 @@ class Driver:
         """
         for device in self.devices:
             if device.pending():
-                self.pump(device)
+                self._pump_now(device)
+
+    def _pump_now(self, device: Device) -> None:
+        if self._watch is None:
+            self.pump_armed(device)  # whoever polls has to arm again
+        else:
+            self.pump(device)
 
     def _read_tcp_of(self, link: Link) -> None:
         """Give handshakes the TCP bytes that were sent before a link's end."""

@@ -183,6 +183,7 @@ class Negotiation:
         try:
             driver.settle()
             self.watch()
+            driver.pump_pending()
             await self._verdict
         except BaseException:
             self._give_back()
@@ -356,6 +357,7 @@ class Negotiation:
                 driver.endpoint.tcp_lost(handshake, driver.time(), None)
         driver.settle()
         self.watch()
+        driver.pump_pending()
 
     def _read(self) -> bytes | None:
         """Read what the core wants; empty at the end, None when nothing is there."""

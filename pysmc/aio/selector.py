@@ -63,20 +63,24 @@ class FabricSelector(selectors.DefaultSelector):
     def add_device(self, device: Device) -> None:
         """Look at this device too; its descriptor must be registered for reading."""
         self._devices.append((device, self.get_key(device.fileno())))
+        # Until there is a device this costs nothing: select is the base class's.
+        self.__dict__["select"] = self._select
 
     def remove_device(self, device: Device) -> None:
         """Look at it no more; its descriptor may be unregistered afterwards."""
         self._devices = [entry for entry in self._devices if entry[0] is not device]
+        if not self._devices:
+            self.__dict__.pop("select", None)
 
-    def select(self, timeout: float | None = None) -> EventList:
+    def _select(self, timeout: float | None = None) -> EventList:
         """Wait until something is ready, or until `timeout` seconds are over."""
-        devices = self._devices
-        if not devices:
-            return super().select(timeout)
+        may_wait = timeout is None or timeout > 0
+        if may_wait and not self._is_worth():
+            return self._wait_without_links(timeout)
         ready = self._pending()
         if ready:
             return self._merge(ready, super().select(0))
-        if timeout is not None and timeout <= 0:
+        if not may_wait:
             return super().select(0)
         began = time.perf_counter()
         if self._may_look():
@@ -85,6 +89,16 @@ class FabricSelector(selectors.DefaultSelector):
                 return self._merge(self._pending(), super().select(0))
             self._credit = max(0, self._credit - COST_OF_FAILURE)
         return self._sleep(began, timeout)
+
+    def _wait_without_links(self, timeout: float | None) -> EventList:
+        """Wait where no peer can write: nobody is bothered by devices that stay armed.
+
+        This is how a server waits whose clients are all on TCP.
+        """
+        for device, _ in self._devices:
+            if not device.arm():
+                return self._merge(self._pending(), super().select(0))
+        return super().select(timeout)
 
     def _sleep(self, began: float, timeout: float | None) -> EventList:
         armed = [device for device, _ in self._devices if device.arm()]
@@ -125,7 +139,7 @@ class FabricSelector(selectors.DefaultSelector):
     # Looking
 
     def _may_look(self) -> bool:
-        if not self._budget or not self._is_worth():
+        if not self._budget:
             return False
         if not self._credit:
             self._skipped += 1

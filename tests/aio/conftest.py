@@ -201,7 +201,14 @@ class Kit:
     def spawn(self, code: str, *args: Any, **options: Any) -> subprocess.Popen[str]:
         """Run Python code in a process of its own; its lines are read by `lines`."""
         child = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", textwrap.dedent(code), *map(str, args)],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                "-c",
+                textwrap.dedent(code),
+                *map(str, args),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

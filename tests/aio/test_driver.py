@@ -195,9 +195,7 @@ def test_publishes_that_complete_later_make_room(kit) -> None:
             connection.take_update()
             connection.published(completed=False)
         token = connection.alert_token
-        done = Completion(
-            CompletionKind.PUBLISH, connection.link.handle, wr_id=token
-        )
+        done = Completion(CompletionKind.PUBLISH, connection.link.handle, wr_id=token)
         driver._take_completions([done, done])
         assert handle.news in ([], [News.SPACE])
         connection.handle = ends.client.transport
@@ -368,9 +366,7 @@ def test_nothing_grows(kit) -> None:
 
         async def cycles(port: int, count: int) -> None:
             for _ in range(count):
-                _, protocol = await loop.create_connection(
-                    kit.Recorder, kit.host, port
-                )
+                _, protocol = await loop.create_connection(kit.Recorder, kit.host, port)
                 protocol.transport.write(b"hello")
                 await protocol.until_bytes(5)
                 protocol.transport.close()

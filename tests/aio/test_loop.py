@@ -77,9 +77,7 @@ def test_families_and_names(kit, host) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         async with kit.serving(kit.Recorder, host=host) as port:
-            transport, protocol = await loop.create_connection(
-                kit.Recorder, host, port
-            )
+            transport, protocol = await loop.create_connection(kit.Recorder, host, port)
             assert transport.get_extra_info("smc").mode == "smcr"
             transport.close()
             await protocol.until_call("lost")
@@ -245,9 +243,7 @@ def test_sockets_accepted_elsewhere_are_tcp(kit) -> None:
         with socket.create_server((HOST, 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             conn, _ = listener.accept()
-            transport, protocol = await loop.connect_accepted_socket(
-                kit.Recorder, conn
-            )
+            transport, protocol = await loop.connect_accepted_socket(kit.Recorder, conn)
             info = transport.get_extra_info("smc")
             assert (info.role, info.reason.name) == ("server", "NOT_MARKED")
             client.close()
@@ -369,9 +365,7 @@ def two_loops(kit, client: Config, server: Config, said, *, threads=True) -> Non
                 self.transport.write(b"pong")
 
         async with kit.serving(Ponger) as port:
-            protocol = await asyncio.to_thread(
-                pysmc.run, connect(port), config=client
-            )
+            protocol = await asyncio.to_thread(pysmc.run, connect(port), config=client)
             await served[0].until_call("lost")
         return kit.Ends(protocol, served[0])
 
@@ -457,9 +451,7 @@ def test_too_many_negotiations(kit, end, monkeypatch) -> None:
 def test_a_server_at_its_limit_goes_on_with_tcp(kit, monkeypatch) -> None:
     async def scenario():
         driver = asyncio.get_running_loop().driver
-        monkeypatch.setattr(
-            driver, "inspect", lambda conn: driver.limit_reason()
-        )
+        monkeypatch.setattr(driver, "inspect", lambda conn: driver.limit_reason())
         async with kit.connected(server=Greeter2) as ends:
             return reasons(ends)
 
@@ -574,9 +566,10 @@ def test_required_and_not_possible_at_the_client(kit, fault) -> None:
 def test_required_and_not_possible_at_the_server(kit, caplog) -> None:
     async def scenario() -> None:
         async with kit.serving(lambda: pytest.fail("made a protocol")) as port:
-            reader, writer = await asyncio.to_thread(
-                lambda: plain_exchange(port, b"question")
-            ), None
+            reader, writer = (
+                await asyncio.to_thread(lambda: plain_exchange(port, b"question")),
+                None,
+            )
             assert reader == b""
             assert writer is None
 
@@ -801,7 +794,7 @@ def test_fork_in_the_middle(kit) -> None:
             server.write(b"both ways")
             await ends.client.until_bytes(9)
             assert ends.server.data == b"before and after"
-            assert in_child(loop.close) .startswith("RuntimeError")
+            assert in_child(loop.close).startswith("RuntimeError")
 
     kit.run(scenario)
 

@@ -242,7 +242,9 @@ def test_cancelling_after_every_step(kit, peer) -> None:
             await use(port)  # makes the link group; the rest reuses it
             for turns in range(1, 400):
                 before = count_state(kit, loop)
-                task = loop.create_task(loop.create_connection(kit.Recorder, HOST, port))
+                task = loop.create_task(
+                    loop.create_connection(kit.Recorder, HOST, port)
+                )
                 for _ in range(turns):
                     await asyncio.sleep(0)
                 if task.done():

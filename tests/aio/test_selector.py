@@ -175,7 +175,11 @@ def test_looking_is_bounded_by_the_timeout(make, device) -> None:
 def test_nobody_looks_where_nothing_can_come(make, device) -> None:
     selector = make(busy_poll_us=10_000_000, worth=False)
     assert selector.select(0.001) == []
-    assert device.count("pending") == 2
+    assert device.calls == ["arm"], "and it stays armed"
+    device.may_arm = False
+    device.waiting = True
+    assert len(selector.select(None)) == 1
+    assert len(selector.select(0)) == 1
 
 
 def test_looking_stops_to_pay_and_is_tried_now_and_then(make, device) -> None:

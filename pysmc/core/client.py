@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 from pysmc.core.actions import CheckTcp, ConnectQueuePair
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
 from pysmc.core.link import LinkEnd, LinkInput
-from pysmc.core.negotiator import NO_EYECATCHER, Negotiator, peer_element
+from pysmc.core.negotiator import (
+    NO_EYECATCHER,
+    Negotiator,
+    element_address,
+    peer_element,
+)
 from pysmc.core.rmb import RToken
 from pysmc.core.roles import Role
 from pysmc.reasons import Reason, reason
@@ -39,14 +44,21 @@ MTU_CODES = range(1, 6)
 class ClientNegotiator(Negotiator):
     """Handshakes of connections that this process opened."""
 
-    def begin(self, peer_key: Hashable, now: float) -> Handshake:
-        """Start a handshake: the Proposal goes out.
+    def begin(
+        self, peer_key: Hashable, now: float, refusal: Reason | None
+    ) -> Handshake:
+        """Start a handshake: the Proposal goes out, or a Decline in its place.
 
         Args:
             peer_key: Who is at the other end of TCP.
             now: The time in seconds.
+            refusal: Why it cannot be SMC-R, when that is certain already.
         """
         handshake = Handshake(Role.CLIENT, peer_key, now + self._config.handshake_wait)
+        if refusal is not None:
+            self.start(handshake, self._config.accept_wait, now)
+            self.decline(handshake, refusal, now)
+            return handshake
         self.send(handshake, self._proposal())
         return self.start(handshake, self._config.accept_wait, now)
 
@@ -188,15 +200,16 @@ class ClientNegotiator(Negotiator):
             why = reason("OUT_OF_SYNC", "local")
             self.decline(handshake, why, now, out_of_sync=True)
             return False
-        known = group.rtokens.knows(RToken(accept.rkey, accept.virtual_address))
-        if link is None or not known:
-            what = "link" if link is None else "RMB"
-            why = reason(
-                "OUT_OF_SYNC",
-                "local",
-                f"The server named a {what} that was never announced.",
-                code=PeerDiagnosis.UNKNOWN_LINK if link is None else None,
-            )
+        problem = ""
+        if link is None:
+            problem = "The server named a link that was never announced."
+        elif not group.rtokens.knows(RToken(accept.rkey, accept.virtual_address)):
+            problem = "The server named an RMB that was never announced."
+        elif group.is_in_use(accept.rkey, element_address(accept)):
+            problem = "The server named an RMBE that another connection is using."
+        if problem or link is None:
+            code = PeerDiagnosis.UNKNOWN_LINK if link is None else None
+            why = reason("OUT_OF_SYNC", "local", problem, code=code)
             self.decline(handshake, why, now)
             return False
         self.use_link(handshake, link)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
     from pysmc.core.tokens import TokenSource
+    from pysmc.reasons import Reason
     from smcproto import llc
 
 __all__ = ["Endpoint", "FabricOffer", "Identity", "Role"]
@@ -50,7 +51,8 @@ class Endpoint:
 
     Args:
         identity: Who we are.
-        offers: The devices, in order of preference; at least one.
+        offers: The devices, in order of preference. With none, every handshake has to
+            be begun with a refusal.
         config: Sizes, waits and limits.
         tokens: Where random numbers come from.
     """
@@ -62,7 +64,6 @@ class Endpoint:
         config: Config,
         tokens: TokenSource,
     ) -> None:
-        assert offers, "an endpoint without a device has nothing to propose"
         self._context = Context(identity, offers, config, tokens)
         self._keeper = Keeper(self._context, self)
         self._client = ClientNegotiator(self._context, self._keeper)
@@ -100,23 +101,31 @@ class Endpoint:
 
     # Handshakes
 
-    def connect(self, peer_key: Hashable, now: float) -> Handshake:
+    def connect(
+        self, peer_key: Hashable, now: float, refusal: Reason | None = None
+    ) -> Handshake:
         """Begin as the client; the Proposal is ordered to be sent.
 
         Args:
             peer_key: Who is at the other end of TCP, for example its host address.
             now: The time in seconds.
+            refusal: Why it cannot be SMC-R: a Decline goes in the Proposal's place,
+                because the server expects a CLC message.
         """
-        return self._client.begin(peer_key, now)
+        return self._client.begin(peer_key, now, refusal)
 
-    def accept(self, peer_key: Hashable, now: float) -> Handshake:
+    def accept(
+        self, peer_key: Hashable, now: float, refusal: Reason | None = None
+    ) -> Handshake:
         """Begin as the server; the Proposal is awaited.
 
         Args:
             peer_key: Who is at the other end of TCP, for example its host address.
             now: The time in seconds.
+            refusal: Why it cannot be SMC-R: the Proposal is answered with a Decline,
+                because the client sends one in any case.
         """
-        return self._server.begin(peer_key, now)
+        return self._server.begin(peer_key, now, refusal)
 
     def receive_tcp(self, handshake: Handshake, data: bytes, now: float) -> None:
         """Take TCP bytes of a handshake, at most ``handshake.wanted`` of them."""

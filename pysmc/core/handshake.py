@@ -197,6 +197,7 @@ class Handshake:
         "peer_key",
         "problem",
         "proposal",
+        "refusal",
         "rmb",
         "role",
         "state",
@@ -220,6 +221,8 @@ class Handshake:
         self.confirmed_at = 0.0
         # Why the first link cannot be used, once that is known.
         self.problem: Reason | None = None
+        # What a server answers the Proposal with, when it cannot be SMC-R.
+        self.refusal: Reason | None = None
         self.proposal: clc.Proposal | None = None
         self.accept: clc.Accept | None = None
         self.offer: FabricOffer | None = None

@@ -104,6 +104,25 @@ class LinkGroup:
             and self.active_link is not None
         )
 
+    def is_in_use(self, rkey: int, address: int) -> bool:
+        """Whether a connection of ours still writes to this element of the peer.
+
+        A peer gives its element to another connection only after both ends have closed
+        the last one. Whoever names one that is in use would lead two streams into it.
+
+        Args:
+            rkey: 32 bits.
+            address: Where the element begins, 64 bits.
+
+        Reference: RFC 7609 section 4.4.2.
+        """
+        return any(
+            connection.remote_rkey == rkey
+            and connection.remote_address == address
+            and not connection.we_ended
+            for connection in self.connections.values()
+        )
+
     @property
     def is_idle(self) -> bool:
         """Whether nobody uses it."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pysmc.core.context import Context
     from pysmc.core.keeper import Keeper
     from pysmc.core.link import Link
+    from pysmc.core.link_group import LinkGroup
     from pysmc.core.llc_flows import LlcFlows
     from smcproto import llc
 
@@ -207,9 +208,19 @@ class Negotiator:
         group = handshake.group
         handshake.move(HandshakeInput.DECLINED)
         self._fall_back(handshake, why, now)
-        if sync_lost and group is not None:
-            text = "the peer no longer has the link group of this connection"
-            self._keeper.end_group(group, now, error=ConnectionReset(text), tell=None)
+        if sync_lost and group is not None and not group.is_ended:
+            self._doubt(group, now)
+
+    def _doubt(self, group: LinkGroup, now: float) -> None:
+        """A peer says that it no longer has a group: ask on the link itself.
+
+        Linux ends the group at once. But whoever knows a peer's ID can say so over TCP,
+        while a peer that has really lost the group has closed its queue pair too.
+        """
+        group.is_closed_to_new = True
+        link = group.active_link
+        if link is not None:
+            self.flows(link).test_link(link, now)
 
     def wrong_message(
         self, handshake: Handshake, message: clc.ClcMessage, now: float
@@ -403,3 +414,8 @@ class Negotiator:
 def peer_element(message: clc.Accept | clc.Confirm) -> int:
     """Tell the size of the peer's RMBE in bytes."""
     return rmbe_bytes(message.rmbe_size_code)
+
+
+def element_address(message: clc.Accept | clc.Confirm) -> int:
+    """Tell where the peer's RMBE begins: elements are counted from 1."""
+    return message.virtual_address + peer_element(message) * (message.rmbe_index - 1)

@@ -19,7 +19,12 @@ from typing import TYPE_CHECKING
 from pysmc.core.actions import ConnectQueuePair
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
 from pysmc.core.link import LinkEnd, LinkInput
-from pysmc.core.negotiator import NO_EYECATCHER, Negotiator, peer_element
+from pysmc.core.negotiator import (
+    NO_EYECATCHER,
+    Negotiator,
+    element_address,
+    peer_element,
+)
 from pysmc.core.rmb import RToken
 from pysmc.core.roles import Role
 from pysmc.errors import RemoteProtocolError
@@ -53,14 +58,18 @@ class ServerNegotiator(Negotiator):
         self._first_contacts: dict[PeerKey, Handshake] = {}
         self._queues: dict[PeerKey, deque[Handshake]] = {}
 
-    def begin(self, peer_key: Hashable, now: float) -> Handshake:
+    def begin(
+        self, peer_key: Hashable, now: float, refusal: Reason | None
+    ) -> Handshake:
         """Start a handshake: the Proposal is awaited.
 
         Args:
             peer_key: Who is at the other end of TCP.
             now: The time in seconds.
+            refusal: What the Proposal is answered with, when it cannot be SMC-R.
         """
         handshake = Handshake(Role.SERVER, peer_key, now + self._config.handshake_wait)
+        handshake.refusal = refusal
         return self.start(handshake, self._config.proposal_wait, now)
 
     def receive(
@@ -86,7 +95,7 @@ class ServerNegotiator(Negotiator):
     ) -> None:
         handshake.version = min(proposal.version, 2)
         handshake.answer_by = now + ANSWER_SHARE * self._config.accept_wait
-        problem = self._judge(proposal)
+        problem = handshake.refusal or self._judge(proposal)
         if problem is not None:
             self.decline(handshake, problem, now)
             return
@@ -269,6 +278,12 @@ class ServerNegotiator(Negotiator):
         elif not link.group.rtokens.knows(token):
             text = "the client named an RMB that it never announced on this link"
             error = RemoteProtocolError(text, section="RFC 7609 section 4.5")
+            self.fail(handshake, error, now)
+            return
+        element = element_address(confirm)
+        if not handshake.first_contact and link.group.is_in_use(confirm.rkey, element):
+            text = "the client named an RMBE that another connection is using"
+            error = RemoteProtocolError(text, section="RFC 7609 section 4.4.2")
             self.fail(handshake, error, now)
             return
         connection.attach_peer(

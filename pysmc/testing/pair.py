@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from pysmc.core.events import Event
     from pysmc.core.handshake import Handshake
     from pysmc.core.link import Link
+    from pysmc.reasons import Reason
 
 __all__ = [
     "SMALL",
@@ -144,13 +145,20 @@ class CorePair:
     # Handshakes
 
     def connect(
-        self, opener: PairEnd | None = None, peer_key: Hashable = "host"
+        self,
+        opener: PairEnd | None = None,
+        peer_key: Hashable = "host",
+        *,
+        client_refusal: Reason | None = None,
+        server_refusal: Reason | None = None,
     ) -> tuple[Handshake, Handshake]:
         """Begin a handshake on a new TCP connection; nothing is delivered yet.
 
         Args:
             opener: Who opens it; the client by default.
             peer_key: What both ends are told of who is at the other end.
+            client_refusal: Why the opener cannot do SMC-R.
+            server_refusal: Why the other end cannot.
 
         Returns:
             The opener's handshake and the other end's.
@@ -161,9 +169,9 @@ class CorePair:
         there, here = TcpEnd(number, opener), TcpEnd(number, accepter)
         opener.tcp.append(there)
         accepter.tcp.append(here)
-        server = accepter.endpoint.accept(peer_key, self.now)
+        server = accepter.endpoint.accept(peer_key, self.now, server_refusal)
         here.join(there, server)
-        client = opener.endpoint.connect(peer_key, self.now)
+        client = opener.endpoint.connect(peer_key, self.now, client_refusal)
         there.join(here, client)
         self.settle(opener)
         return client, server

@@ -250,10 +250,13 @@ def test_a_group_that_we_do_not_have_is_out_of_sync() -> None:
     pair.drive()
     assert isinstance(pair.verdict(client), FellBack)
     assert isinstance(pair.verdict(server), FellBack)
+    assert old.is_closed_to_new
+    assert pair.server.endpoint.groups == [old]
+    pair.advance(3)  # nobody answers TEST LINK
     assert old.is_ended
     assert not pair.server.endpoint.groups
     assert len(pair.server.lost) == 1
-    assert "no longer has the link group" in str(pair.server.lost[0].error)
+    assert "TEST LINK was not answered" in str(pair.server.lost[0].error)
     pair.release("send")
     pair.establish()
 

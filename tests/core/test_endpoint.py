@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pysmc.core.actions import CreateQueuePair, PublishUpdate
+from pysmc.core.actions import CreateQueuePair, PublishUpdate, SendClc
 from pysmc.core.connection import Connection
 from pysmc.core.endpoint import Endpoint, Identity
 from pysmc.core.events import Failed, FellBack, News
@@ -14,15 +14,25 @@ from pysmc.core.handshake import HandshakeState
 from pysmc.core.rmb import RmbState
 from pysmc.core.roles import Role
 from pysmc.errors import ConnectionReset
+from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair, CountingTokens
-from smcproto import llc
+from smcproto import clc, llc
 
 Ends = tuple[Connection, Connection]
 
 
-def test_an_endpoint_needs_a_device() -> None:
-    with pytest.raises(AssertionError, match="nothing to propose"):
-        Endpoint(Identity(bytes(8), "host"), (), SMALL, CountingTokens())
+def test_an_endpoint_without_a_device_can_still_decline() -> None:
+    endpoint = Endpoint(Identity(bytes(8), "host"), (), SMALL, CountingTokens())
+    why = reason("NO_DEVICE", "local")
+    handshake = endpoint.connect("peer", 0.0, why)
+    (action,) = endpoint.take_actions()
+    (event,) = endpoint.take_events()
+    assert isinstance(action, SendClc)
+    assert clc.Decline.parse(action.data).diagnosis == 0x03030000
+    assert isinstance(event, FellBack)
+    assert event.reason is why
+    assert handshake.is_over
+    assert endpoint.next_timer() is None
 
 
 def test_room_is_bounded() -> None:

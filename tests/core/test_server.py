@@ -11,6 +11,7 @@ from pysmc.core.actions import RegisterMemory
 from pysmc.core.events import Established, Failed, FellBack
 from pysmc.core.handshake import Handshake, HandshakeState
 from pysmc.errors import HandshakeTimeout, RemoteProtocolError
+from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair, make_offer
 from smcproto import clc, llc
 from smcproto.constants import PathType
@@ -418,6 +419,62 @@ def test_an_out_of_sync_decline_counts_only_for_a_reused_link() -> None:
     assert isinstance(pair.verdict(server), FellBack)
     assert len(pair.server.endpoint.groups) == 1
     assert pair.server.lost == []
+
+
+def test_whoever_says_out_of_sync_ends_nothing_that_lives() -> None:
+    pair = CorePair()
+    client, server = pair.establish()
+    _, victim = pair.connect()
+    pair.drive_until(lambda: victim.state is HandshakeState.AWAIT_CONFIRM)
+    pair.hold("tcp", pair.server)
+    pair.drive()
+    forged = clc.Decline(
+        version=2, out_of_sync=True, peer_id=bytes(8), diagnosis=0x04000000, os_type=2
+    )
+    pair.rewrite(victim, lambda _: forged)
+    pair.release("tcp")
+    pair.drive()
+    assert isinstance(pair.verdict(victim), FellBack)
+    # The group takes nobody new, but what lives on it goes on: TEST LINK was answered.
+    (group,) = pair.server.endpoint.groups
+    assert group.is_closed_to_new
+    pair.advance(5)
+    assert pair.server.lost == []
+    pair.write(pair.client, client, b"still here")
+    pair.drive()
+    assert pair.read(pair.server, server, 100) == b"still here"
+
+
+def test_an_element_in_use_is_given_to_nobody_else() -> None:
+    pair = CorePair()
+    client, _ = pair.establish()
+    used = client.rmb.tokens[client.link]
+    _, second = change_confirm(
+        pair,
+        lambda c: replace(c, rkey=used.rkey, virtual_address=used.virtual_address),
+    )
+    verdict = pair.verdict(second)
+    assert isinstance(verdict, Failed)
+    assert "another connection is using" in str(verdict.error)
+    assert pair.server.lost == []
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_refusal_that_was_known_before_is_a_decline(end: str) -> None:
+    pair = CorePair()
+    why = reason("LIMIT", "local", "max_handshakes is 1.")
+    if end == "client":
+        client, server = pair.connect(client_refusal=why)
+    else:
+        client, server = pair.connect(server_refusal=why)
+    pair.drive()
+    own, other = (client, server) if end == "client" else (server, client)
+    mine, theirs = pair.verdict(own), pair.verdict(other)
+    assert isinstance(mine, FellBack)
+    assert mine.reason is why
+    assert isinstance(theirs, FellBack)
+    assert theirs.reason.peer_code == 0x01010000
+    assert pair.server.endpoint.groups == []
 
 
 # CONFIRM LINK and ADD LINK

@@ -32,7 +32,7 @@ from pysmc.core import actions
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.discovery import Discovery
-from pysmc.errors import Declined, FabricError, ForkedError
+from pysmc.errors import ConnectionReset, Declined, FabricError, ForkedError
 from pysmc.fabric import open_device
 from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status, UpdateCodec
 from pysmc.info import ConnectionInfo
@@ -258,9 +258,7 @@ class Driver:
             ForkedError: In a forked child.
         """
         self.check_owner()
-        if self._endpoint is not None:
-            return None
-        if self.no_device is None:
+        if self._endpoint is None:
             raise_descriptor_limit()
             identity = Identity(new_peer_id(), host_name())
             offers = [
@@ -268,13 +266,31 @@ class Driver:
                 for name in self.config.fabrics
                 if (offer := self._open_device(name, identity.peer_id)) is not None
             ]
-            if offers:
-                tokens = RandomTokens()
-                self._endpoint = Endpoint(identity, offers, self.config, tokens)
-                return None
-            missing = [f"{name}: {why}." for name, why in self.unavailable.items()]
-            self.no_device = reason("NO_DEVICE", "local", " ".join(missing))
+            if not self.config.fabrics:
+                self.no_device = reason("DISABLED", "local")
+            elif not offers:
+                missing = [f"{name}: {why}." for name, why in self.unavailable.items()]
+                self.no_device = reason("NO_DEVICE", "local", " ".join(missing))
+            # Without a device it can still decline, where a peer expects CLC.
+            tokens = RandomTokens()
+            self._endpoint = Endpoint(identity, offers, self.config, tokens)
         return self.no_device
+
+    def refusal(self) -> Reason | None:
+        """Tell why a peer of the static list has to be declined now, if so.
+
+        It speaks CLC in any case, so its connection can be neither ignored nor TCP.
+
+        Raises:
+            ConnectionReset: There are so many that not even a Decline is affordable.
+        """
+        why = self.open()
+        if why is None and self._negotiations > self.config.max_handshakes:
+            why = self.limit_reason()
+        if self._negotiations > 2 * self.config.max_handshakes:
+            message = "too many handshakes are in progress to decline another one"
+            raise ConnectionReset(message)
+        return why
 
     def _open_device(self, name: str, peer_id: bytes) -> FabricOffer | None:
         try:
@@ -306,11 +322,12 @@ class Driver:
 
     def inspect(self, conn: socket.socket) -> Reason | None:
         """Look at an accepted connection: None when `negotiate_server` is worth it."""
-        if self.no_device is not None:
-            return self.no_device
         found = self.discovery.inspect(conn)
         if isinstance(found, Reason):
-            return found
+            # Without a device no listener was announced, which is all it found out.
+            return self.no_device or found
+        if self.discovery.lists(conn):
+            return None
         if not self.has_room():
             return self.limit_reason()
         return self.open()
@@ -319,7 +336,7 @@ class Driver:
         """Look for SMC before a socket connects; follow with `connected`."""
         self.check_owner()
         found = self.discovery.prepare(sock, address)
-        if isinstance(found, Reason):
+        if isinstance(found, Reason) or found.verdict is not None:
             return found
         why = self.open()
         if why is None and not self.has_room():

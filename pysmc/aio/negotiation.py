@@ -82,10 +82,12 @@ async def negotiate_client(
             driver.discovery.settle_tcp(found)
             return driver.on_tcp("client", driver.limit_reason())
         with driver.negotiating():
+            is_listed = found.verdict is not None
             verdict = await driver.discovery.wait_confirmed(found)
             if not verdict.smc:
                 return driver.on_tcp("client", verdict.reason)
-            return await Negotiation(driver, sock, "client").run()
+            refusal = driver.refusal() if is_listed else None
+            return await Negotiation(driver, sock, "client").run(refusal)
     except BaseException:
         sock.close()
         raise
@@ -106,10 +108,12 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
     """
     try:
         with driver.negotiating():
+            is_listed = driver.discovery.lists(conn)
             verdict = await driver.discovery.confirm(conn)
             if not verdict.smc:
                 return driver.on_tcp("server", verdict.reason)
-            return await Negotiation(driver, conn, "server").run()
+            refusal = driver.refusal() if is_listed else None
+            return await Negotiation(driver, conn, "server").run(refusal)
     except BaseException:
         conn.close()
         raise
@@ -158,8 +162,8 @@ class Negotiation:
         self._verdict: asyncio.Future[None] = driver.loop.create_future()
         self._result: Reason | SmcError | None = None
 
-    async def run(self) -> Outcome:
-        """Shake hands.
+    async def run(self, refusal: Reason | None = None) -> Outcome:
+        """Shake hands, or only decline with a reason that is known already.
 
         When it is cancelled everything of it is given back; the caller closes the
         socket.
@@ -177,7 +181,7 @@ class Negotiation:
         except OSError as error:
             gone = "the TCP connection ended before the SMC handshake"
             raise ConnectionReset(gone) from error
-        self._handshake = handshake = begin(peer, driver.time())
+        self._handshake = handshake = begin(peer, driver.time(), refusal)
         handshake.handle = self
         driver.negotiations.add(self)
         try:

@@ -140,11 +140,12 @@ class Discovery:
         _alive.add(self)
 
     def _enable(self, config: Config) -> None:
+        if "static" in config.discovery:
+            # Even without a fabric: a peer that lists us sends CLC in any case.
+            self._peers = StaticPeers(config.peers)
         if not config.fabrics or not config.discovery:
             self._off = reason("DISABLED", "local")
             return
-        if "static" in config.discovery:
-            self._peers = StaticPeers(config.peers)
         if "local" in config.discovery:
             try:
                 self._lookup = Lookup()
@@ -201,10 +202,10 @@ class Discovery:
             True when `confirm` is worth awaiting, otherwise why it is TCP.
         """
         self._check_usable()
+        if self.lists(conn):
+            return True
         if self._off is not None:
             return self._off
-        if self._peers is not None and self._lists(conn):
-            return True
         if self._lookup is None:
             return NOT_LISTED
         if not self._has_announced:
@@ -226,7 +227,7 @@ class Discovery:
         that it is on SMC-R: close the connection.
         """
         self._check_usable()
-        if self._peers is not None and self._lists(conn):
+        if self.lists(conn):
             return SMC
         offer = Offer(self._loop, conn, self._users, wait=self._wait)
         self._offers.add(offer)
@@ -249,12 +250,12 @@ class Discovery:
             fails. Otherwise why the connection is TCP; then nothing was changed.
         """
         self._check_usable()
-        if self._off is not None:
-            return self._off
         if self._peers is not None:
             target = endpoint(address)
             if target is not None and (target, target.port) in self._peers:
                 return self._new_mark(sock, None, verdict=SMC)
+        if self._off is not None:
+            return self._off
         if self._lookup is None:
             return NOT_LISTED
         if not isinstance(address, tuple) or not isinstance(address[1], int):
@@ -372,9 +373,13 @@ class Discovery:
             verdict=verdict,
         )
 
-    def _lists(self, conn: socket.socket) -> bool:
-        """Tell whether the static list names the client of an accepted socket."""
-        assert self._peers is not None
+    def lists(self, conn: socket.socket) -> bool:
+        """Tell whether the static list names the client of an accepted socket.
+
+        Such a client speaks CLC whatever happens here, so it has to get an answer.
+        """
+        if self._peers is None:
+            return False
         try:
             peer, own = endpoint(conn.getpeername()), endpoint(conn.getsockname())
         except OSError:

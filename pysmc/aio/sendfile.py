@@ -62,6 +62,9 @@ async def send_file(
                 size = BLOCK_BYTES if count is None else min(BLOCK_BYTES, count - sent)
                 block = os.pread(descriptor, size, offset + sent) if size else b""
                 if not block:
+                    if not transport.is_closing():
+                        # The protocol that comes back does not know of our pause.
+                        await guard.drain()
                     return sent
                 await guard.drain()
                 transport.write(block)

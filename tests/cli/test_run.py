@@ -154,7 +154,11 @@ def test_a_traceback_ends_like_pythons(pysmc, write, environment, tmp_path):
 
 def test_ctrl_c_is_the_programs(write, environment, tmp_path):
     text = (
-        "import asyncio\nprint('on', flush=True)\nasyncio.run(asyncio.Event().wait())\n"
+        "import asyncio\n"
+        "async def main():\n"
+        "    print('on', flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
     )
     with subprocess.Popen(
         [sys.executable, "-m", "pysmc", "run", write(text)],

@@ -54,6 +54,18 @@ class Loop(asyncio.SelectorEventLoop):
         ValueError: A value of the configuration is not allowed.
     """
 
+    # Not in the instance's dictionary: CPython shares the keys of at most 30 attributes
+    # between instances, and beyond that every attribute of the loop, stock ones too,
+    # takes longer to look up. The stock loop has almost as many.
+    __slots__ = (
+        "_announcements",
+        "_driver",
+        "_fabric_selector",
+        "_found",
+        "_outcomes",
+        "config",
+    )
+
     config: Config
     """How the loop takes part."""
 
@@ -68,10 +80,9 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self, config: Config | None = None) -> None:
         del config  # kept by __new__
         self._driver: Driver | None = None
-        # What discovery said about a socket that was connected here.
-        self._found: weakref.WeakKeyDictionary[socket.socket, Mark | Reason] = (
-            weakref.WeakKeyDictionary()
-        )
+        # What discovery said about a socket that was connected here, by descriptor.
+        # The reference tells whether the descriptor is still that socket's.
+        self._found: dict[int, tuple[weakref.ref[socket.socket], Mark | Reason]] = {}
         # Outcomes on their way from a negotiation to the transport that is made next.
         self._outcomes: dict[socket.socket, Outcome] = {}
         self._announcements: dict[int, Announcement] = {}
@@ -114,31 +125,45 @@ class Loop(asyncio.SelectorEventLoop):
 
     # The client
 
-    async def sock_connect(self, sock: socket.socket, address: Any) -> None:
+    def sock_connect(
+        self, sock: socket.socket, address: Any
+    ) -> Coroutine[Any, Any, None]:
         """Connect a socket, marked when a listener of pysmc is there.
 
         Raises:
             ForkedError: In a forked child.
         """
+        # No coroutine of our own around the stock loop's: most connections are plain.
         if not is_tcp(sock):
-            return await super().sock_connect(sock, address)
-        found = self.driver.prepare(sock, address)
+            return super().sock_connect(sock, address)
+        found = (self._driver or self.driver).prepare(sock, address)
+        if isinstance(found, Reason) and found.name != "SETUP_MISSING":
+            self._remember(sock, found)
+            return super().sock_connect(sock, address)
+        return self._connect_marked(sock, address, found)
+
+    async def _connect_marked(
+        self, sock: socket.socket, address: Any, found: Mark | Reason
+    ) -> None:
         if isinstance(found, Reason):
-            if found.name == "SETUP_MISSING":
-                found = await self._prepare_by_name(sock, address, found)
-            if isinstance(found, Reason):
-                await super().sock_connect(sock, address)
-                self._found[sock] = found
-                return None
+            found = await self._prepare_by_name(sock, address, found)
         discovery = self.driver.discovery
         try:
             await super().sock_connect(sock, address)
         except BaseException:
-            discovery.settle_tcp(found)
+            if not isinstance(found, Reason):
+                discovery.settle_tcp(found)
             raise
-        discovery.connected(found)
-        self._found[sock] = found
-        return None
+        if not isinstance(found, Reason):
+            discovery.connected(found)
+        self._remember(sock, found)
+
+    def _remember(self, sock: socket.socket, found: Mark | Reason) -> None:
+        self._found[sock.fileno()] = (weakref.ref(sock), found)
+
+    def _recall(self, sock: socket.socket) -> Mark | Reason | None:
+        entry = self._found.get(sock.fileno())
+        return entry[1] if entry is not None and entry[0]() is sock else None
 
     async def _prepare_by_name(
         self, sock: socket.socket, address: Any, found: Reason
@@ -160,7 +185,7 @@ class Loop(asyncio.SelectorEventLoop):
         numeric = found[0][4]
         return None if numeric[:2] == address[:2] else numeric
 
-    async def _create_connection_transport(
+    def _create_connection_transport(
         self,
         sock: socket.socket,
         protocol_factory: Any,
@@ -168,36 +193,41 @@ class Loop(asyncio.SelectorEventLoop):
         server_hostname: str | None,
         server_side: bool = False,  # noqa: FBT001, FBT002  # asyncio's signature
         **options: Any,
+    ) -> Coroutine[Any, Any, tuple[Any, Any]]:
+        found = None if server_side else self._recall(sock)
+        if isinstance(found, Reason) and self.config.fallback == "allow":
+            make = super()._create_connection_transport  # type: ignore[misc]
+        else:
+            make = self._negotiate_and_make
+        return make(  # type: ignore[no-any-return]
+            sock,
+            protocol_factory,
+            ssl,
+            server_hostname,
+            server_side=server_side,
+            **options,
+        )
+
+    async def _negotiate_and_make(
+        self, sock: socket.socket, *args: Any, server_side: bool, **options: Any
     ) -> tuple[Any, Any]:
-        found = self._found.pop(sock, None)
-        if found is not None or is_tcp(sock):
-            driver = self.driver
-            driver.check_owner()
+        if is_tcp(sock):
+            self.driver.check_owner()
             if server_side:
-                self._outcomes[sock] = await self._settle_accepted(sock)
-            elif found is None or isinstance(found, Reason):
-                self._outcomes[sock] = self._tcp_client(sock, found or NOT_MARKED)
+                why = self.driver.inspect(sock)
+                self._outcomes[sock] = await self._settle_accepted(sock, why)
             else:
-                self._outcomes[sock] = await negotiate_client(driver, sock, found)
+                found = self._recall(sock) or NOT_MARKED
+                self._found.pop(sock.fileno(), None)
+                outcome = await negotiate_client(self.driver, sock, found)
+                self._outcomes[sock] = outcome
         try:
             return await super()._create_connection_transport(  # type: ignore[misc,no-any-return]
-                sock,
-                protocol_factory,
-                ssl,
-                server_hostname,
-                server_side=server_side,
-                **options,
+                sock, *args, server_side=server_side, **options
             )
         finally:
             if sock in self._outcomes:
                 self._drop_outcome(sock)
-
-    def _tcp_client(self, sock: socket.socket, why: Reason) -> Outcome:
-        try:
-            return self.driver.on_tcp("client", why)
-        except Declined:
-            sock.close()
-            raise
 
     # The server
 
@@ -216,7 +246,7 @@ class Loop(asyncio.SelectorEventLoop):
             announcement.close()
         super()._stop_serving(sock)  # type: ignore[misc]
 
-    async def _accept_connection2(
+    def _accept_connection2(
         self,
         protocol_factory: Any,
         conn: socket.socket,
@@ -224,31 +254,52 @@ class Loop(asyncio.SelectorEventLoop):
         sslcontext: Any = None,
         server: Any = None,
         *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         if is_tcp(conn):
-            try:
-                outcome = await self._settle_accepted(conn)
-            except (SmcError, OSError) as error:
-                log_lost(error, extra.get("peername"))
-                return
-            if outcome.negotiation is not None and _is_closed(server):
-                # Stock asyncio would find out when it makes the transport.
-                outcome.negotiation.drop()
-                conn.close()
-                return
-            self._outcomes[conn] = outcome
+            # The SYN can be read only once, and here no task exists yet.
+            why = self.driver.inspect(conn)
+            if why is None or self.config.fallback == "require":
+                return self._negotiate_and_accept(
+                    why, protocol_factory, conn, extra, sslcontext, server, *args
+                )
+            extra["smc"] = self.driver.on_tcp("server", why).info
+        return super()._accept_connection2(  # type: ignore[misc,no-any-return]
+            protocol_factory, conn, extra, sslcontext, server, *args
+        )
+
+    async def _negotiate_and_accept(
+        self,
+        why: Reason | None,
+        protocol_factory: Any,
+        conn: socket.socket,
+        extra: dict[str, Any],
+        sslcontext: Any,
+        server: Any,
+        *args: Any,
+    ) -> None:
+        try:
+            outcome = await self._settle_accepted(conn, why)
+        except (SmcError, OSError) as error:
+            log_lost(error, extra.get("peername"))
+            return
+        if outcome.negotiation is not None and _is_closed(server):
+            # Stock asyncio would find out when it makes the transport.
+            outcome.negotiation.drop()
+            conn.close()
+            return
+        self._outcomes[conn] = outcome
         try:
             await super()._accept_connection2(  # type: ignore[misc]
-                protocol_factory, conn, extra, sslcontext, server, *args, **kwargs
+                protocol_factory, conn, extra, sslcontext, server, *args
             )
         finally:
             if conn in self._outcomes:
                 self._drop_outcome(conn)
 
-    async def _settle_accepted(self, conn: socket.socket) -> Outcome:
+    async def _settle_accepted(
+        self, conn: socket.socket, why: Reason | None
+    ) -> Outcome:
         driver = self.driver
-        why = driver.inspect(conn)
         if why is None:
             conn.setblocking(False)  # noqa: FBT003
             return await negotiate_server(driver, conn)
@@ -270,9 +321,9 @@ class Loop(asyncio.SelectorEventLoop):
         server: Any = None,
         **kwargs: Any,
     ) -> Any:
-        outcome = self._outcomes.pop(sock, None)
-        if outcome is not None:
-            if outcome.negotiation is not None:
+        if extra is None or "smc" not in extra:
+            outcome = self._take_outcome(sock)
+            if outcome is not None and outcome.negotiation is not None:
                 return SmcTransport(
                     self.driver,
                     sock,
@@ -282,8 +333,7 @@ class Loop(asyncio.SelectorEventLoop):
                     extra=extra,
                     server=server,
                 )
-            extra = {} if extra is None else extra
-            extra["smc"] = outcome.info
+            extra = _with_info(extra, outcome)
         return super()._make_socket_transport(  # type: ignore[misc]
             sock, protocol, waiter, extra=extra, server=server, **kwargs
         )
@@ -301,7 +351,7 @@ class Loop(asyncio.SelectorEventLoop):
         server: Any = None,
         **timeouts: Any,
     ) -> Any:
-        outcome = self._outcomes.pop(rawsock, None)
+        outcome = self._take_outcome(rawsock)
         if outcome is not None and outcome.negotiation is not None:
             tls = sslproto.SSLProtocol(
                 self,
@@ -314,9 +364,7 @@ class Loop(asyncio.SelectorEventLoop):
             )
             SmcTransport(self.driver, rawsock, tls, outcome, extra=extra, server=server)
             return tls._app_transport  # noqa: SLF001
-        if outcome is not None:
-            extra = {} if extra is None else extra
-            extra["smc"] = outcome.info
+        extra = _with_info(extra, outcome)
         return super()._make_ssl_transport(  # type: ignore[misc]
             rawsock,
             protocol,
@@ -329,6 +377,16 @@ class Loop(asyncio.SelectorEventLoop):
             **timeouts,
         )
 
+    def _take_outcome(self, sock: socket.socket) -> Outcome | None:
+        outcome = self._outcomes.pop(sock, None)
+        if outcome is not None or not self._found:
+            return outcome
+        found = self._recall(sock)
+        if not isinstance(found, Reason):
+            return None
+        del self._found[sock.fileno()]
+        return self.driver.on_tcp("client", found)
+
     def _drop_outcome(self, sock: socket.socket) -> None:
         """No transport took it: the protocol's factory raised."""
         outcome = self._outcomes.pop(sock)
@@ -339,10 +397,10 @@ class Loop(asyncio.SelectorEventLoop):
     # Sockets that the program uses itself
 
     def _used_raw(self, sock: socket.socket) -> None:
-        found = self._found.get(sock)
+        found = self._recall(sock)
         if found is None or found is USED_RAW:
             return
-        self._found[sock] = USED_RAW
+        self._remember(sock, USED_RAW)
         if not isinstance(found, Reason):
             self.driver.discovery.settle_tcp(found)
 
@@ -415,6 +473,16 @@ class Loop(asyncio.SelectorEventLoop):
         if self._found:
             self._used_raw(sock)
         return await super().sock_sendfile(sock, file, offset, count, fallback=fallback)
+
+
+def _with_info(
+    extra: dict[str, Any] | None, outcome: Outcome | None
+) -> dict[str, Any] | None:
+    if outcome is None:
+        return extra
+    extra = {} if extra is None else extra
+    extra["smc"] = outcome.info
+    return extra
 
 
 def _is_closed(server: Any) -> bool:

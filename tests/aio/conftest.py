@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import pytest
 import uvloop
@@ -106,7 +106,7 @@ class Kit:
     """Runs scenarios on a loop of ours, and checks what they leave behind."""
 
     Recorder = Recorder
-    Ends = Ends
+    Ends: ClassVar = Ends
     host = HOST
     count_descriptors = staticmethod(count_descriptors)
 
@@ -161,8 +161,8 @@ class Kit:
     ) -> AsyncIterator[int]:
         """Serve in the running loop; gives the port."""
         loop = asyncio.get_running_loop()
-        options = {"host": HOST, "port": 0} | options
-        server = await loop.create_server(factory, **options)
+        where: dict[str, Any] = {"host": HOST, "port": 0, **options}
+        server = await loop.create_server(factory, **where)
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
@@ -175,7 +175,7 @@ class Kit:
         client: Callable[[], Any] = Recorder,
         server: Callable[[], Any] = Recorder,
         **options: Any,
-    ) -> AsyncIterator[Ends]:
+    ) -> AsyncIterator[Any]:
         """Connect two protocols in the running loop; afterwards both are aborted."""
         loop = asyncio.get_running_loop()
         accepted: list[Any] = []

@@ -1,4 +1,4 @@
-"""`open_connection` and `start_server` on loops that are ours and loops that are not."""
+"""`open_connection` and `start_server` on our loops and on others."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_a_peer_that_breaks_a_rule_loses_only_its_connection(kit) -> None:
 
 def test_memory_that_the_peer_took_away(kit) -> None:
     async def check(driver, ends) -> None:
-        client, server = ends.transports
+        client, _ = ends.transports
         client._connection.remote_rkey ^= 0x10000  # names nothing any more
         client.write(b"x")
         await ends.client.until_call("lost")

@@ -27,7 +27,7 @@ STATIC = {"discovery": ("static",), "peers": ("127.0.0.1",)}
 
 @contextlib.contextmanager
 def answering(answer):
-    """A server of plain sockets: ``answer(conn)`` runs in a thread for one connection."""
+    """A server of plain sockets: ``answer(conn)`` runs in a thread, for one of them."""
     with socket.create_server((HOST, 0)) as listener:
 
         def serve() -> None:

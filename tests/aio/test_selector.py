@@ -188,7 +188,7 @@ def test_looking_stops_to_pay_and_is_tried_now_and_then(make, device) -> None:
     def looked() -> bool:
         device.calls.clear()
         selector.select(0.0001)
-        return device.count("pending") > 2
+        return bool(device.count("pending") > 2)
 
     while looked():
         pass

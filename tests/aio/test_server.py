@@ -28,7 +28,7 @@ async def quiet(reader, writer) -> None:
 
 
 def port_of(server) -> int:
-    return server.sockets[0].getsockname()[1]
+    return int(server.sockets[0].getsockname()[1])
 
 
 def test_the_life_of_a_server(kit, foreign) -> None:
@@ -112,7 +112,7 @@ def test_where_it_listens(kit, foreign) -> None:
             assert families == {socket.AF_INET, socket.AF_INET6}
         listener = socket.create_server((HOST, 0))
         async with await pysmc.start_server(quiet, sock=listener) as server:
-            reader, writer = await pysmc.open_connection(HOST, port_of(server))
+            _, writer = await pysmc.open_connection(HOST, port_of(server))
             assert writer.get_extra_info("smc").mode == "smcr"
             writer.close()
             await writer.wait_closed()

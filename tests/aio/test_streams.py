@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import pytest
 
@@ -14,16 +15,19 @@ from pysmc.errors import ForkedError
 
 
 def test_one_driver_for_each_configuration(kit) -> None:
+    seen: list[Any] = []
+
     async def scenario() -> None:
         first = await streams.foreign_driver(None)
         assert await streams.foreign_driver(Config.from_env()) is first
         other = await streams.foreign_driver(Config(rmbe_bytes=16384))
         assert other is not first
         assert not first.is_closed
-        globals()["seen"] = (first, other)
+        seen.extend((first, other))
 
     kit.run(scenario, factory=asyncio.new_event_loop)
-    assert all(driver.is_closed for driver in seen)  # noqa: F821
+    assert len(seen) == 2
+    assert all(driver.is_closed for driver in seen)
     assert not streams._drivers
 
 

@@ -13,7 +13,7 @@ BASE = 1 << 40
 
 
 class Peer:
-    """A connection and a queue pair in one: a ring of memory, and what was announced."""
+    """A connection and a queue pair in one: a ring, and what was announced."""
 
     remote_rkey = 7
     alert_token = 9
@@ -228,7 +228,7 @@ def test_room_that_was_not_told_yet_is_found() -> None:
 
 
 def test_a_random_walk_loses_nothing() -> None:
-    choose = random.Random(7)  # noqa: S311
+    choose = random.Random(7)
     peer = Peer(5000)
     queue = queue_to(peer)
     sent = bytearray()

@@ -32,6 +32,7 @@ from pysmc.core import actions
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.discovery import Discovery
+from pysmc.discovery.beacon import Lookup
 from pysmc.errors import ConnectionReset, Declined, FabricError, ForkedError
 from pysmc.fabric import open_device
 from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status, UpdateCodec
@@ -105,6 +106,9 @@ class Driver:
         self.loop = loop
         self.config = config
         self.discovery = Discovery(loop, config)
+        self.lookup = _quick_lookup(config)
+        """Tells alone whether a port has a beacon; None where that is not enough to
+        know that a destination is plain."""
         self.unavailable: dict[str, str] = {}
         """Fabrics that could not be opened, with what is missing."""
         self.no_device: Reason | None = None
@@ -169,6 +173,7 @@ class Driver:
     def disown(self) -> None:
         """In a forked child: let every later use raise, and touch nothing."""
         self.is_forked = True
+        self._close_lookup()
         for transport in list(self.transports):
             transport.disown()
 
@@ -322,7 +327,10 @@ class Driver:
 
     def inspect(self, conn: socket.socket) -> Reason | None:
         """Look at an accepted connection: None when `negotiate_server` is worth it."""
-        found = self.discovery.inspect(conn)
+        return self.judge(conn, self.discovery.inspect(conn))
+
+    def judge(self, conn: socket.socket, found: Reason | bool) -> Reason | None:  # noqa: FBT001
+        """Say what discovery's answer about an accepted connection comes to."""
         if isinstance(found, Reason):
             # Without a device no listener was announced, which is all it found out.
             return self.no_device or found
@@ -656,9 +664,15 @@ class Driver:
                 self.loop.remove_reader(device.fileno())
             device.close()
         self.discovery.close()
+        self._close_lookup()
         self._links.clear()
         self.transports.clear()
         _living.discard(self)
+
+    def _close_lookup(self) -> None:
+        if self.lookup is not None:
+            self.lookup.close()
+            self.lookup = None
 
     def _close_in_child(self) -> None:
         self.is_closed = True
@@ -666,6 +680,16 @@ class Driver:
             device.close()
         self.discovery.close()
         _living.discard(self)
+
+
+def _quick_lookup(config: Config) -> Lookup | None:
+    """Make the look-up that is enough where nothing but beacons is asked."""
+    if config.discovery != ("local",) or not config.fabrics:
+        return None
+    try:
+        return Lookup()
+    except OSError:
+        return None
 
 
 def _status_of(error: FabricError) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import weakref
 from asyncio import sslproto
 from typing import TYPE_CHECKING, Any, Self
@@ -26,20 +27,23 @@ from pysmc.aio.selector import FabricSelector
 from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
+from pysmc.discovery import PEER_NO_SMC
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import Declined, HandshakeTimeout, SmcError
 from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Coroutine
 
     from pysmc.discovery import Announcement, Mark
     from pysmc.fabric.base import Device
+    from pysmc.info import ConnectionInfo
 
 __all__ = ["Loop", "log_lost", "new_event_loop", "run"]
 
 log = logging.getLogger("pysmc")
+
+IPPROTO_TCP = int(socket.IPPROTO_TCP)
 
 USED_RAW = reason("NOT_MARKED", "local", "The program used the socket itself before.")
 
@@ -63,6 +67,8 @@ class Loop(asyncio.SelectorEventLoop):
         "_fabric_selector",
         "_found",
         "_outcomes",
+        "_plain_client",
+        "_plain_server",
         "config",
     )
 
@@ -80,6 +86,9 @@ class Loop(asyncio.SelectorEventLoop):
     def __init__(self, config: Config | None = None) -> None:
         del config  # kept by __new__
         self._driver: Driver | None = None
+        # What connections to and from plain peers are told, if such may be.
+        self._plain_client: ConnectionInfo | None = None
+        self._plain_server: ConnectionInfo | None = None
         # What discovery said about a socket that was connected here, by descriptor.
         # The reference tells whether the descriptor is still that socket's.
         self._found: dict[int, tuple[weakref.ref[socket.socket], Mark | Reason]] = {}
@@ -100,6 +109,9 @@ class Loop(asyncio.SelectorEventLoop):
                 message = "Event loop is closed"
                 raise RuntimeError(message)
             driver = self._driver = Driver(self, self.config, self._watch_device)
+            if self.config.fallback == "allow":
+                self._plain_client = driver.on_tcp("client", PEER_NO_SMC).info
+                self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
         return driver
 
     def _has_links(self) -> bool:
@@ -133,10 +145,28 @@ class Loop(asyncio.SelectorEventLoop):
         Raises:
             ForkedError: In a forked child.
         """
-        # No coroutine of our own around the stock loop's: most connections are plain.
+        # Most connections are plain: for them there is no coroutine of ours around the
+        # stock loop's, and as few calls as possible, each of which costs a microsecond
+        # where it is not in the processor's cache.
+        driver = self._driver
+        if (
+            driver is not None
+            and driver.lookup is not None
+            and sock.proto == IPPROTO_TCP
+            and type(address) is tuple
+            and type(address[1]) is int
+            and not driver.lookup.has_port(address[1])
+        ):
+            self._found[sock.fileno()] = (weakref.ref(sock), PEER_NO_SMC)
+            return super().sock_connect(sock, address)
+        return self._prepare_and_connect(sock, address)
+
+    def _prepare_and_connect(
+        self, sock: socket.socket, address: Any
+    ) -> Coroutine[Any, Any, None]:
         if not is_tcp(sock):
             return super().sock_connect(sock, address)
-        found = (self._driver or self.driver).prepare(sock, address)
+        found = self.driver.prepare(sock, address)
         if isinstance(found, Reason) and found.name != "SETUP_MISSING":
             self._remember(sock, found)
             return super().sock_connect(sock, address)
@@ -194,12 +224,13 @@ class Loop(asyncio.SelectorEventLoop):
         server_side: bool = False,  # noqa: FBT001, FBT002  # asyncio's signature
         **options: Any,
     ) -> Coroutine[Any, Any, tuple[Any, Any]]:
-        found = None if server_side else self._recall(sock)
-        if isinstance(found, Reason) and self.config.fallback == "allow":
-            make = super()._create_connection_transport  # type: ignore[misc]
-        else:
-            make = self._negotiate_and_make
-        return make(  # type: ignore[no-any-return]
+        if not server_side and self._plain_client is not None:
+            entry = self._found.get(sock.fileno())
+            if entry and entry[1] is PEER_NO_SMC and entry[0]() is sock:
+                return super()._create_connection_transport(  # type: ignore[misc,no-any-return]
+                    sock, protocol_factory, ssl, server_hostname, **options
+                )
+        return self._negotiate_and_make(
             sock,
             protocol_factory,
             ssl,
@@ -257,12 +288,14 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> Coroutine[Any, Any, None]:
         if is_tcp(conn):
             # The SYN can be read only once, and here no task exists yet.
-            why = self.driver.inspect(conn)
-            if why is None or self.config.fallback == "require":
+            driver = self._driver or self.driver
+            found = driver.discovery.inspect(conn)
+            if found is not PEER_NO_SMC or self._plain_server is None:
+                why = driver.judge(conn, found)
                 return self._negotiate_and_accept(
                     why, protocol_factory, conn, extra, sslcontext, server, *args
                 )
-            extra["smc"] = self.driver.on_tcp("server", why).info
+            extra["smc"] = self._plain_server
         return super()._accept_connection2(  # type: ignore[misc,no-any-return]
             protocol_factory, conn, extra, sslcontext, server, *args
         )
@@ -319,10 +352,15 @@ class Loop(asyncio.SelectorEventLoop):
         *,
         extra: dict[str, Any] | None = None,
         server: Any = None,
-        **kwargs: Any,
     ) -> Any:
         if extra is None or "smc" not in extra:
-            outcome = self._take_outcome(sock)
+            entry = self._found.get(sock.fileno())
+            if entry and entry[1] is PEER_NO_SMC and entry[0]() is sock:
+                extra = {"smc": self._plain_client}
+                return super()._make_socket_transport(  # type: ignore[misc]
+                    sock, protocol, waiter, extra=extra, server=server
+                )
+            outcome = self._outcomes.pop(sock, None)
             if outcome is not None and outcome.negotiation is not None:
                 return SmcTransport(
                     self.driver,
@@ -335,7 +373,7 @@ class Loop(asyncio.SelectorEventLoop):
                 )
             extra = _with_info(extra, outcome)
         return super()._make_socket_transport(  # type: ignore[misc]
-            sock, protocol, waiter, extra=extra, server=server, **kwargs
+            sock, protocol, waiter, extra=extra, server=server
         )
 
     def _make_ssl_transport(
@@ -351,7 +389,9 @@ class Loop(asyncio.SelectorEventLoop):
         server: Any = None,
         **timeouts: Any,
     ) -> Any:
-        outcome = self._take_outcome(rawsock)
+        outcome = self._outcomes.pop(rawsock, None)
+        if outcome is None and self._recall(rawsock) is PEER_NO_SMC:
+            outcome = self.driver.on_tcp("client", PEER_NO_SMC)
         if outcome is not None and outcome.negotiation is not None:
             tls = sslproto.SSLProtocol(
                 self,
@@ -376,16 +416,6 @@ class Loop(asyncio.SelectorEventLoop):
             server=server,
             **timeouts,
         )
-
-    def _take_outcome(self, sock: socket.socket) -> Outcome | None:
-        outcome = self._outcomes.pop(sock, None)
-        if outcome is not None or not self._found:
-            return outcome
-        found = self._recall(sock)
-        if not isinstance(found, Reason):
-            return None
-        del self._found[sock.fileno()]
-        return self.driver.on_tcp("client", found)
 
     def _drop_outcome(self, sock: socket.socket) -> None:
         """No transport took it: the protocol's factory raised."""

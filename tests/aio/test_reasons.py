@@ -18,6 +18,7 @@ from pysmc.errors import Declined, FabricError
 from pysmc.fabric import shm
 
 HOST = "127.0.0.1"
+NO_SMC = "PEER_NO_SMC/peer"
 
 
 def reasons(ends) -> tuple[str, ...]:
@@ -43,7 +44,7 @@ def reasons(ends) -> tuple[str, ...]:
         ({}, {"fabrics": ()}, ("PEER_NO_SMC/peer", "DISABLED/local")),
         ({"fabrics": ("verbs",)}, {}, ("NO_DEVICE/local", "PEER_NO_SMC/peer")),
         ({}, {"fabrics": ("verbs",)}, ("PEER_NO_SMC/peer", "NO_DEVICE/local")),
-        ({"discovery": ("tcp_option",)}, {}, ("SETUP_MISSING/local", "PEER_NO_SMC/peer")),
+        ({"discovery": ("tcp_option",)}, {}, ("SETUP_MISSING/local", NO_SMC)),
     ],
 )  # fmt: skip
 def test_both_ends_say_why(kit, client, server, said) -> None:
@@ -162,7 +163,7 @@ def test_too_many_negotiations(kit, end, monkeypatch) -> None:
 def test_a_server_at_its_limit_goes_on_with_tcp(kit, monkeypatch) -> None:
     async def scenario():
         driver = asyncio.get_running_loop().driver
-        monkeypatch.setattr(driver, "inspect", lambda conn: driver.limit_reason())
+        monkeypatch.setattr(driver, "judge", lambda conn, found: driver.limit_reason())
         async with kit.connected(server=Greeter2) as ends:
             return reasons(ends)
 
@@ -236,7 +237,8 @@ def test_descriptors_run_out(kit) -> None:
                 os.close(held.pop())
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             info = writer.get_extra_info("smc")
-            print(first, info.mode, info.reason.name if info.reason else "-", flush=True)
+            why = info.reason.name if info.reason else "-"
+            print(first, info.mode, why, flush=True)
             os._exit(0)
         pysmc.run(main())
         """

@@ -290,16 +290,18 @@ class Connection:
             no space, or too little to be worth an announcement of its own.
 
         Raises:
-            LocalProtocolError: We have said that we finished writing.
+            LocalProtocolError: We have said that we finished writing, to a peer that
+                is still there. One that has ended takes nothing, whoever ended it: its
+                connections are told of a lost link one after another.
 
         Reference: RFC 7609 section 4.7.3; kernel counterpart: smc_tx.c.
         """
-        if not self._may_write:
-            message = "write after the write side was closed"
-            raise LocalProtocolError(message, section="RFC 7609 section 4.8.1")
         ring = self._peer_ring
         if ring is None or self._peer_ended:
             return ()
+        if not self._may_write:
+            message = "write after the write side was closed"
+            raise LocalProtocolError(message, section="RFC 7609 section 4.8.1")
         produced = self._tx_produced
         space = ring.capacity - (produced - self._tx_acked)
         count = self._sndbuf_bytes - (produced - self._tx_completed)
@@ -622,7 +624,9 @@ class Connection:
         self._peer_ended = self._peer in ENDED
 
     def _want_update(self) -> None:
-        if not self._final_taken:
+        # Who has ended reads no more of ours, and its memory may be withdrawn already;
+        # only our own end is still said.
+        if not self._final_taken and (self._ours_ended or not self._peer_ended):
             self.update_due = True
 
     def check(self) -> None:

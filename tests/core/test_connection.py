@@ -528,3 +528,21 @@ def test_more_cannot_be_consumed_than_was_there(duo: Duo) -> None:
 def test_it_says_what_it_is(duo: Duo) -> None:
     duo.left.claim(3)
     assert repr(duo.left) == "<Connection 00000022 ACTIVE unread=0 unacked=3>"
+
+
+def test_a_peer_that_has_ended_takes_nothing_and_hears_only_of_our_end(
+    duo: Duo,
+) -> None:
+    left, right = duo.left, duo.right
+    right.claim(10)
+    right.close()
+    duo.tell(left)
+    assert left.peer_closed
+    # Its memory may be withdrawn already: neither EOF nor reading is announced.
+    left.shutdown_write()
+    left.consume(left.readable)
+    assert not left.update_due
+    # And whoever ended it, a write finds no room instead of an error.
+    assert left.claim(10) == ()
+    left.close()
+    assert left.update_due

@@ -99,6 +99,10 @@ class TwoCores(RuleBasedStateMachine):
         it = self.pick(which)
         mine, connection = it.sides[side], it.connections[side]
         data = stream(side, mine.written, size)
+        peer_ended = connection.peer_closed or connection.peer_aborted
+        if peer_ended:
+            assert self.pair.write(self.end(side), connection, data) == 0
+            return
         if mine.done or connection.we_ended:
             with pytest.raises(LocalProtocolError):
                 self.pair.write(self.end(side), connection, data)

@@ -27,6 +27,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import dialled, is_local
+from pysmc.discovery.rendezvous import refuse_descriptors
 
 if TYPE_CHECKING:
     import asyncio
@@ -337,4 +338,6 @@ class BeaconRegistry:
 
 def _unix_socket(kind: socket.SocketKind) -> socket.socket:
     # Python sets close-on-exec on every socket.
-    return socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    made = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+    refuse_descriptors(made)
+    return made

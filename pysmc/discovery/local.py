@@ -43,6 +43,7 @@ from pysmc.discovery.rendezvous import (
     failed,
     foreign,
     receive,
+    refuse_descriptors,
     refused,
     send,
     tcp,
@@ -87,7 +88,9 @@ def _is_alive(sock: socket.socket, identity: bytes) -> bool:
 
 def _stream_socket() -> socket.socket:
     # Python sets close-on-exec on every socket.
-    return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    refuse_descriptors(made)
+    return made
 
 
 class Mark:

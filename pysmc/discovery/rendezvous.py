@@ -8,6 +8,7 @@ Source: unix(7) (SO_PEERCRED), user_namespaces(7) (the overflow user).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -37,6 +38,7 @@ __all__ = [
     "failed",
     "foreign",
     "receive",
+    "refuse_descriptors",
     "refused",
     "send",
     "tcp",
@@ -74,6 +76,20 @@ class Verdict:
 
 
 SMC = Verdict(smc=True)
+
+SO_PASSRIGHTS = 83
+"""Linux 6.16: whether others may pass descriptors to a Unix socket."""
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Let nobody pass descriptors to a socket that wants none.
+
+    Any user of the host may connect to an abstract name. The last close of a passed
+    descriptor, here, can take as long as whoever made it wants (SO_LINGER). Older
+    kernels do not know the option.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
 
 
 def tcp(name: str, side: Side, detail: str) -> Verdict:

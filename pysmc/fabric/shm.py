@@ -21,6 +21,7 @@ import logging
 import os
 import secrets
 import select
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,8 @@ _GID = bytes(10) + b"\xff\xff\x7f\x00\x00\x01"  # ::ffff:127.0.0.1
 _MTU_CODE_4096 = 5
 _POLLS_PER_LOOK = 64
 """Polls without a look at sockets: they tell of callers and deaths, not of data."""
+_LOOK_EVERY = 0.001
+"""Longest time in seconds between two such looks while polling."""
 _EVENTS_AT_ONCE = 64
 _ZEROS = bytes(64 * 1024)
 _POPULATED_AT_ONCE = 1 << 20
@@ -289,6 +292,8 @@ class ShmDevice(Device):
             self.eid = host_eid()
         except OSError as exc:
             operation = "open the shm device"
+            if is_shortage(exc):
+                raise no_memory(exc, operation) from exc
             text = f"/proc does not tell where we are: {exc}"
             raise FabricUnavailable(operation, "UNAVAILABLE", text) from exc
         self.forked = False
@@ -306,6 +311,7 @@ class ShmDevice(Device):
         self._sleep = 0
         self._armed = False
         self._polls_left = 0
+        self._look_by = 0.0
         self._open = True
         try:
             self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -447,7 +453,13 @@ class ShmDevice(Device):
         if self._armed:
             self.disarm()
         self._polls_left -= 1
-        if self._polls_left < 0 or WORDS_NEED_SYSCALL:
+        # By count while polls are cheap and many, by time in a loop that is busy: a
+        # caller must not wait for dozens of long turns.
+        if (
+            self._polls_left < 0
+            or WORDS_NEED_SYSCALL
+            or time.monotonic() >= self._look_by
+        ):
             self._look()
         completions = self._ready
         if completions:
@@ -468,6 +480,7 @@ class ShmDevice(Device):
         """Look at the descriptors: doorbells, links' sockets, callers."""
         self.refuse_if_forked()
         self._polls_left = _POLLS_PER_LOOK
+        self._look_by = time.monotonic() + _LOOK_EVERY
         if self._endpoint is not None:
             self._endpoint.resume()
         for descriptor, _ in self._epoll.poll(0, _EVENTS_AT_ONCE):
@@ -479,8 +492,8 @@ class ShmDevice(Device):
         """Look without a system call; see `Device.pending`."""
         if self._ready or self._ending:
             return True
-        if WORDS_NEED_SYSCALL:
-            return False
+        # Elsewhere than on x86-64 too: this is a hint, and poll() makes its system call
+        # before anything is read.
         for waiting in self._waiting:  # noqa: SIM110 - any() costs twice as much
             if waiting():
                 return True

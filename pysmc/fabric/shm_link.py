@@ -203,6 +203,7 @@ class ShmQueuePair(QueuePair):
             return
         data = packet.data
         if not data:
+            packet.close()
             self.refuse(Status.PEER_GONE, "the peer closed its endpoint")
         elif data[0] == endpoint.REFUSAL and len(data) == 2:
             packet.close()

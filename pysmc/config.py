@@ -107,7 +107,7 @@ class Config:
     idle_group_wait: float = _wait(600.0)
     """Seconds that a link group without connections is kept."""
     close_wait: float = _wait(10.0)
-    """Seconds to wait for the peer's close after ours; then its buffer is withdrawn."""
+    """Seconds to wait for the peer's close after ours; then it loses our buffer."""
     discovery_wait: float = _wait(1.0)
     """Seconds that a marked connection waits to be confirmed before it is TCP."""
 

@@ -65,7 +65,7 @@ _ROWS = (
         "NO_DEVICE",
         0x03030000,
         "There is no usable device or GID.",
-        "Check that the fabric works on the side named; run 'pysmc doctor' there.",
+        "Check that the fabric works on the side named.",
     ),
     ReasonText(
         "NO_COMMON_EID",

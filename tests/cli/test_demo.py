@@ -71,6 +71,25 @@ def test_over_tcp_it_says_why(pysmc, files):
     assert report["reasons"] == {"DISABLED": 1}
 
 
+def test_over_tcp_it_says_why_in_words(pysmc, files):
+    done = pysmc("demo", "--path", files / "plain0", env={"PYSMC_FABRICS": ""})
+    assert done.code == 0
+    lines = [line.rstrip() for line in done.out.splitlines()]
+    assert lines[0].split() == ["connections", "1,", "tcp"]
+    assert lines[1].startswith("plain TCP")
+    assert "1 connections: DISABLED. No fabric or no discovery" in lines[1]
+
+
+def test_a_bad_setting_is_named_once(pysmc, files):
+    done = pysmc("demo", "--path", files, "--json", env={"PYSMC_RMBE_BYTES": "3"})
+    assert (done.code, done.out) == (1, "")
+    assert done.err == (
+        "pysmc run: rmbe_bytes is 3; allowed is a power of two from 16384"
+        " to 536870912\n"
+        "pysmc demo: the server did not start, exit code 2\n"
+    )
+
+
 def test_where_smc_is_required_it_says_what_is_missing(pysmc, files):
     env = {"PYSMC_DISCOVERY": ""}
     done = pysmc("demo", "--path", files, "--require", "--json", env=env)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
@@ -118,6 +119,14 @@ def test_a_folder_with_a_main_file_is_a_program(pysmc, write):
     assert (done.code, done.err) == (0, "")
     facts = json.loads(done.out)
     assert (facts["name"], facts["argv"][1:]) == ("__main__", ["1"])
+
+
+def test_a_zip_file_with_a_main_file_is_a_program(pysmc, tmp_path):
+    with zipfile.ZipFile(tmp_path / "program.pyz", "w") as archive:
+        archive.writestr("__main__.py", "import inside\nprint(inside.WORD)\n")
+        archive.writestr("inside.py", "WORD = 'found'\n")
+    done = pysmc("run", "program.pyz")
+    assert (done.code, done.out, done.err) == (0, "found\n", "")
 
 
 def test_neighbours_can_be_imported(pysmc, write):

@@ -25,7 +25,7 @@ RMBE_BYTES_MAX = 16 * KIB << 15
 """Largest RMBE, size code 15 (Linux from about 6.12; the RFC stops at code 5)."""
 UEID_ALPHABET = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-")
 
-_FABRICS = ("shm", "verbs", "sim")
+_FABRICS = ("shm", "verbs")
 _DISCOVERIES = ("tcp_option", "local", "static")
 
 
@@ -54,7 +54,7 @@ class Config:
     """
 
     fabrics: tuple[str, ...] = ("shm",)
-    """Fabrics in order of preference: "shm", "verbs", "sim"."""
+    """Fabrics in order of preference: "shm", "verbs"."""
     discovery: tuple[str, ...] = ("local",)
     """Ways to learn that a peer speaks SMC: "tcp_option", "local", "static"."""
     peers: tuple[str, ...] = ()

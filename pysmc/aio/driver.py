@@ -28,14 +28,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
 from pysmc.aio.negotiation import Negotiation, Outcome
-from pysmc.core import actions
+from pysmc.aio.orders import Orders
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.discovery import Discovery
 from pysmc.discovery.beacon import Lookup
-from pysmc.errors import ConnectionReset, Declined, FabricError, ForkedError
+from pysmc.errors import (
+    ConnectionReset,
+    Declined,
+    FabricError,
+    FabricUnavailable,
+    ForkedError,
+)
 from pysmc.fabric import open_device
-from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status, UpdateCodec
+from pysmc.fabric.base import CompletionKind, Status, UpdateCodec
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import Reason, reason
 from smcproto import cdc
@@ -50,7 +56,6 @@ if TYPE_CHECKING:
     from pysmc.core.actions import Action
     from pysmc.core.connection import Connection
     from pysmc.core.link import Link
-    from pysmc.core.rmb import Rmb
     from pysmc.discovery import Announcement, Mark
     from pysmc.fabric.base import Completion, Device, QueuePair
 
@@ -112,6 +117,7 @@ class Driver:
         self.unavailable: dict[str, str] = {}
         """Fabrics that could not be opened, with what is missing."""
         self.no_device: Reason | None = None
+        self._short_of_something = False
         """Why no fabric could be opened; None when one was, or none was tried."""
         self.transports: set[SmcTransport] = set()
         self.negotiations: set[Negotiation] = set()
@@ -119,6 +125,8 @@ class Driver:
         self.is_closed = False
         self.up: set[QueuePair] = set()
         """Queue pairs that are connected; looking at memory is of use only then."""
+        self.polls = 0
+        """How often devices were polled."""
         self._watch = watch
         self._devices: dict[str, Device] = {}
         self._links: dict[QueuePair, Link] = {}
@@ -128,19 +136,7 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
-        self._orders: dict[type, Callable[[Any], None]] = {
-            actions.SendClc: self._send_clc,
-            actions.CheckTcp: self._check_tcp,
-            actions.CreateQueuePair: self._create_pair,
-            actions.ConnectQueuePair: self._connect_pair,
-            actions.CloseQueuePair: self._close_pair,
-            actions.CloseGroup: self._close_group,
-            actions.RegisterMemory: self._register,
-            actions.ClearMemory: self._clear,
-            actions.DeregisterMemory: self._deregister,
-            actions.PostSend: self._post_send,
-            actions.PublishUpdate: self._publish_update,
-        }
+        self._orders = Orders(self, self._devices, self._links).table
         _living.add(self)
 
     def __repr__(self) -> str:
@@ -265,6 +261,7 @@ class Driver:
         self.check_owner()
         if self._endpoint is None:
             raise_descriptor_limit()
+            self._short_of_something = False
             identity = Identity(new_peer_id(), host_name())
             offers = [
                 offer
@@ -275,6 +272,9 @@ class Driver:
                 self.no_device = reason("DISABLED", "local")
             elif not offers:
                 missing = [f"{name}: {why}." for name, why in self.unavailable.items()]
+                if self._short_of_something:
+                    # It may be there again next time, so nothing is remembered.
+                    return reason("LIMIT", "local", " ".join(missing))
                 self.no_device = reason("NO_DEVICE", "local", " ".join(missing))
             # Without a device it can still decline, where a peer expects CLC.
             tokens = RandomTokens()
@@ -290,6 +290,9 @@ class Driver:
             ConnectionReset: There are so many that not even a Decline is affordable.
         """
         why = self.open()
+        if self._endpoint is None:
+            message = f"there is nothing left to answer the peer with: {why}"
+            raise ConnectionReset(message)
         if why is None and self._negotiations > self.config.max_handshakes:
             why = self.limit_reason()
         if self._negotiations > 2 * self.config.max_handshakes:
@@ -302,8 +305,12 @@ class Driver:
             device = open_device(
                 name, peer_id=peer_id, config=self.config, codec=_CODEC
             )
-        except FabricError as error:
-            self.unavailable[name] = error.detail or str(error)
+        except OSError as error:
+            # Every FabricError is one too; others come from loading the fabric's code.
+            detail = error.detail if isinstance(error, FabricError) else ""
+            self.unavailable[name] = detail or str(error)
+            if not isinstance(error, FabricUnavailable):
+                self._short_of_something = True
             log.warning("fabric %s is not available: %s", name, error)
             return None
         self._devices[name] = device
@@ -370,6 +377,7 @@ class Driver:
         Returns:
             False when the driver was closed meanwhile.
         """
+        self.polls += 1
         poll, take = device.poll, self._take_completions
         for _ in range(ROUNDS_MAX):
             if self.is_closed:
@@ -528,89 +536,15 @@ class Driver:
         self._timer = None
         if self.is_closed or self.is_forked:
             return
-        self.endpoint.handle_timer(time.monotonic())
-        self.settle()
-        self._arm_timer()
-
-    def _send_clc(self, action: actions.SendClc) -> None:
-        action.handshake.handle.send(action.data)
-
-    def _check_tcp(self, action: actions.CheckTcp) -> None:
-        action.handshake.handle.check_tcp()
-
-    def _create_pair(self, action: actions.CreateQueuePair) -> None:
-        link = action.link
-        group = link.group
+        # What arrived before a deadline counts, however late the loop came round.
+        for negotiation in list(self.negotiations):
+            negotiation.read_tcp()
+        self.pump_pending()
         try:
-            if group.handle is None:
-                group.handle = self._devices[group.fabric].create_domain()
-            pair = group.handle.create_queue_pair()
-        except FabricError as error:
-            self.endpoint.pair_failed(
-                link, _status_of(error), error.detail, self.time()
-            )
-            return
-        link.handle = pair
-        self._links[pair] = link
-        self.endpoint.pair_created(link, pair.number, self.time())
-
-    def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
-        link, remote = action.link, action.remote
-        there = RemoteQueuePair(
-            peer_id=remote.peer_id,
-            gid=remote.gid,
-            mac=remote.mac,
-            number=remote.qp_number,
-            psn=remote.psn,
-            mtu_code=remote.mtu_code,
-        )
-        try:
-            link.handle.connect(there, link.local.psn, passive=action.passive)
-        except FabricError as error:
-            self.endpoint.pair_failed(
-                link, _status_of(error), error.detail, self.time()
-            )
-            return
-        self.endpoint.pair_connecting(link, self.time())
-
-    def _close_pair(self, action: actions.CloseQueuePair) -> None:
-        pair = action.link.handle
-        if pair is not None and self._links.pop(pair, None) is not None:
-            self.up.discard(pair)
-            pair.flush()
-            pair.close()
-
-    def _close_group(self, action: actions.CloseGroup) -> None:
-        if action.group.handle is not None:
-            action.group.handle.close()
-
-    def _register(self, action: actions.RegisterMemory) -> None:
-        rmb: Rmb = action.rmb
-        try:
-            region = rmb.group.handle.register(rmb.length)
-        except FabricError as error:
-            self.endpoint.memory_failed(
-                rmb, _status_of(error), error.detail, self.time()
-            )
-            return
-        rmb.handle = region
-        rkey = region.rkey_on(rmb.group.links[0].handle)
-        self.endpoint.memory_registered(rmb, region.virtual_address, rkey, self.time())
-
-    def _clear(self, action: actions.ClearMemory) -> None:
-        action.rmb.handle.clear(action.count)
-
-    def _deregister(self, action: actions.DeregisterMemory) -> None:
-        if action.rmb.handle is not None:
-            action.rmb.handle.close()
-
-    def _post_send(self, action: actions.PostSend) -> None:
-        pair = action.link.handle
-        pair.post_send(action.payload)
-        pair.flush()
-
-    def _publish_update(self, action: actions.PublishUpdate) -> None:
-        self.publish(action.connection)
+            self.endpoint.handle_timer(time.monotonic())
+            self.settle()
+        finally:
+            self._arm_timer()
 
     # The application's side of a connection
 
@@ -690,12 +624,6 @@ def _quick_lookup(config: Config) -> Lookup | None:
         return Lookup()
     except OSError:
         return None
-
-
-def _status_of(error: FabricError) -> str:
-    """Give the value of the status that an error names."""
-    known = Status.__members__.get(error.status)
-    return error.status if known is None else known.value
 
 
 def is_tcp(sock: socket.socket) -> bool:

@@ -95,9 +95,7 @@ class Loop(asyncio.SelectorEventLoop):
         # Outcomes on their way from a negotiation to the transport that is made next.
         self._outcomes: dict[socket.socket, Outcome] = {}
         self._announcements: dict[int, Announcement] = {}
-        self._fabric_selector = FabricSelector(
-            self.config.busy_poll_us, self._has_links
-        )
+        self._fabric_selector = FabricSelector(self.config.busy_poll_us)
         super().__init__(self._fabric_selector)
 
     @property
@@ -114,12 +112,9 @@ class Loop(asyncio.SelectorEventLoop):
                 self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
         return driver
 
-    def _has_links(self) -> bool:
-        return self._driver is not None and bool(self._driver.up)
-
     def _watch_device(self, driver: Driver, device: Device) -> None:
         self.add_reader(device.fileno(), driver.pump, device)
-        self._fabric_selector.add_device(device)
+        self._fabric_selector.add_device(device, driver)
 
     def close(self) -> None:
         """Close the loop: peers are told, and every descriptor of ours is closed."""

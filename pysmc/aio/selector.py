@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import selectors
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sized
 
     from pysmc.fabric.base import Device
 
@@ -38,6 +38,17 @@ COST_OF_FAILURE = 2
 LOOKS_BETWEEN_CLOCKS = 8
 
 
+class Activity(Protocol):
+    """What the selector has to know of the driver."""
+
+    @property
+    def up(self) -> Sized:
+        """Links that are up: only over these anything can come by memory."""
+
+    polls: int
+    """Grows whenever devices are polled, which ends what arm() promised."""
+
+
 class FabricSelector(selectors.DefaultSelector):
     """The default selector, which also knows devices.
 
@@ -47,22 +58,27 @@ class FabricSelector(selectors.DefaultSelector):
 
     Args:
         busy_poll_us: Longest time to look before sleeping, in microseconds; 0 is off.
-        is_worth: Tells whether anything may come over a fabric at all.
     """
 
-    def __init__(
-        self, busy_poll_us: int = 0, is_worth: Callable[[], bool] = bool
-    ) -> None:
+    def __init__(self, busy_poll_us: int = 0) -> None:
         super().__init__()
         self._budget = busy_poll_us / 1e6
-        self._is_worth = is_worth
         self._devices: list[tuple[Device, selectors.SelectorKey]] = []
+        self._activity: Activity | None = None
+        self._armed_after = -1
         self._credit = CREDIT_OF_PROBE
         self._skipped = 0
 
-    def add_device(self, device: Device) -> None:
-        """Look at this device too; its descriptor must be registered for reading."""
+    def add_device(self, device: Device, activity: Activity) -> None:
+        """Look at this device too; its descriptor must be registered for reading.
+
+        Args:
+            device: What to look at.
+            activity: Of whoever polls it; the same for all devices.
+        """
         self._devices.append((device, self.get_key(device.fileno())))
+        self._activity = activity
+        self._armed_after = -1
         # Until there is a device this costs nothing: select is the base class's.
         self.__dict__["select"] = self._select
 
@@ -74,43 +90,48 @@ class FabricSelector(selectors.DefaultSelector):
 
     def _select(self, timeout: float | None = None) -> EventList:
         """Wait until something is ready, or until `timeout` seconds are over."""
+        activity = self._activity
+        assert activity is not None
         may_wait = timeout is None or timeout > 0
-        if may_wait and not self._is_worth():
-            return self._wait_without_links(timeout)
+        if not activity.up:
+            # No peer can write, so nobody is bothered by devices that stay armed: this
+            # is how a server waits whose clients are all on TCP.
+            if self._armed_after == activity.polls:
+                return super().select(timeout)
+            if may_wait and all(device.arm() for device, _ in self._devices):
+                self._armed_after = activity.polls
+                return super().select(timeout)
+        self._armed_after = -1
         ready = self._pending()
         if ready:
             return self._merge(ready, super().select(0))
         if not may_wait:
             return super().select(0)
         began = time.perf_counter()
-        if self._may_look():
+        if activity.up and self._may_look():
             if self._look(began, timeout):
                 self._earn()
                 return self._merge(self._pending(), super().select(0))
             self._credit = max(0, self._credit - COST_OF_FAILURE)
         return self._sleep(began, timeout)
 
-    def _wait_without_links(self, timeout: float | None) -> EventList:
-        """Wait where no peer can write: nobody is bothered by devices that stay armed.
-
-        This is how a server waits whose clients are all on TCP.
-        """
-        for device, _ in self._devices:
-            if not device.arm():
-                return self._merge(self._pending(), super().select(0))
-        return super().select(timeout)
-
     def _sleep(self, began: float, timeout: float | None) -> EventList:
-        armed = [device for device, _ in self._devices if device.arm()]
-        if len(armed) < len(self._devices):
+        # What arm() says counts: where it says that something waits, the peer will not
+        # ring for it.
+        waiting = [
+            (key, selectors.EVENT_READ)
+            for device, key in self._devices
+            if not device.arm()
+        ]
+        if waiting:
             timeout = 0
         elif timeout is not None:
             # What was spent with looking is not slept again.
             timeout = max(0.0, timeout - (time.perf_counter() - began))
         events = super().select(timeout)
-        for device in armed:
+        for device, _ in self._devices:
             device.disarm()
-        return self._merge(self._pending(), events)
+        return self._merge(waiting or self._pending(), events)
 
     def _pending(self) -> EventList:
         return [

@@ -136,6 +136,9 @@ class SmcTransport(cpython.FlowControlMixin):
             cpython.attach(server, self)
 
         connection.handle = self
+        if self._released:
+            # Lost between the verdict and now: give back what it may still hold.
+            driver.end(connection, abort=True)
         driver.transports.add(self)
         loop = self._loop
         loop.call_soon(protocol.connection_made, self)

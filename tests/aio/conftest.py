@@ -102,6 +102,12 @@ class Ends(NamedTuple):
         return self.client.transport, self.server.transport
 
 
+def keep_turning(loop: asyncio.AbstractEventLoop) -> None:
+    """Wake a foreign loop twice a second."""
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        loop.call_later(0.5, keep_turning, loop)
+
+
 class Kit:
     """Runs scenarios on a loop of ours, and checks what they leave behind."""
 
@@ -139,6 +145,9 @@ class Kit:
         with asyncio.Runner(loop_factory=factory) as runner:
             loop = runner.get_loop()
             loop.set_exception_handler(lambda _, context: self.problems.append(context))
+            # uvloop was seen to miss a wake-up by its own thread pool, without an end:
+            # a timer makes it come round.
+            keep_turning(loop)
             result = runner.run(self._bounded(scenario, args))
         assert len(self.problems) == problems, self.problems
         self.problems.clear()

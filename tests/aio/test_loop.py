@@ -419,7 +419,8 @@ def test_a_loop_that_ends_with_open_connections_closes_them(kit) -> None:
     code = """
         import asyncio, sys, pysmc
         async def main():
-            reader, writer = await asyncio.open_connection("127.0.0.1", int(sys.argv[1]))
+            port = int(sys.argv[1])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             assert writer.get_extra_info("smc").mode == "smcr"
             writer.write(b"x" * 100_000)
             globals()["kept"] = writer

@@ -1,0 +1,148 @@
+"""The core's orders, carried out: one method for each kind of action.
+
+Decides nothing: what succeeded and what failed goes back to the core. When orders are
+carried out, and in which order, is the driver's business.
+
+Source: `pysmc.core.actions`; kernel counterparts: smc_ib.c, smc_wr.c.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pysmc.core import actions
+from pysmc.errors import FabricError
+from pysmc.fabric.base import RemoteQueuePair, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pysmc.aio.driver import Driver
+    from pysmc.core.actions import Action
+    from pysmc.core.link import Link
+    from pysmc.core.rmb import Rmb
+    from pysmc.fabric.base import Device, QueuePair
+
+__all__ = ["Orders"]
+
+
+class Orders:
+    """Carries out actions on sockets and devices.
+
+    Args:
+        driver: Whose core gets the outcomes.
+        devices: By the fabric's name.
+        links: Of each queue pair; kept up to date here.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        devices: dict[str, Device],
+        links: dict[QueuePair, Link],
+    ) -> None:
+        self._driver = driver
+        self._devices = devices
+        self._links = links
+        self.table: dict[type[Action], Callable[[Any], None]] = {
+            actions.SendClc: self._send_clc,
+            actions.CheckTcp: self._check_tcp,
+            actions.CreateQueuePair: self._create_pair,
+            actions.ConnectQueuePair: self._connect_pair,
+            actions.CloseQueuePair: self._close_pair,
+            actions.CloseGroup: self._close_group,
+            actions.RegisterMemory: self._register,
+            actions.ClearMemory: self._clear,
+            actions.DeregisterMemory: self._deregister,
+            actions.PostSend: self._post_send,
+            actions.PublishUpdate: self._publish_update,
+        }
+        """Kind of action to what carries it out."""
+
+    def _send_clc(self, action: actions.SendClc) -> None:
+        action.handshake.handle.send(action.data)
+
+    def _check_tcp(self, action: actions.CheckTcp) -> None:
+        action.handshake.handle.check_tcp()
+
+    def _create_pair(self, action: actions.CreateQueuePair) -> None:
+        link = action.link
+        group = link.group
+        try:
+            if group.handle is None:
+                group.handle = self._devices[group.fabric].create_domain()
+            pair = group.handle.create_queue_pair()
+        except FabricError as error:
+            self._driver.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self._driver.time()
+            )
+            return
+        link.handle = pair
+        self._links[pair] = link
+        self._driver.endpoint.pair_created(link, pair.number, self._driver.time())
+
+    def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
+        link, remote = action.link, action.remote
+        there = RemoteQueuePair(
+            peer_id=remote.peer_id,
+            gid=remote.gid,
+            mac=remote.mac,
+            number=remote.qp_number,
+            psn=remote.psn,
+            mtu_code=remote.mtu_code,
+        )
+        try:
+            link.handle.connect(there, link.local.psn, passive=action.passive)
+        except FabricError as error:
+            self._driver.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self._driver.time()
+            )
+            return
+        self._driver.endpoint.pair_connecting(link, self._driver.time())
+
+    def _close_pair(self, action: actions.CloseQueuePair) -> None:
+        pair = action.link.handle
+        if pair is not None and self._links.pop(pair, None) is not None:
+            self._driver.up.discard(pair)
+            pair.flush()
+            pair.close()
+
+    def _close_group(self, action: actions.CloseGroup) -> None:
+        if action.group.handle is not None:
+            action.group.handle.close()
+
+    def _register(self, action: actions.RegisterMemory) -> None:
+        rmb: Rmb = action.rmb
+        try:
+            region = rmb.group.handle.register(rmb.length)
+        except FabricError as error:
+            self._driver.endpoint.memory_failed(
+                rmb, _status_of(error), error.detail, self._driver.time()
+            )
+            return
+        rmb.handle = region
+        rkey = region.rkey_on(rmb.group.links[0].handle)
+        self._driver.endpoint.memory_registered(
+            rmb, region.virtual_address, rkey, self._driver.time()
+        )
+
+    def _clear(self, action: actions.ClearMemory) -> None:
+        action.rmb.handle.clear(action.count)
+
+    def _deregister(self, action: actions.DeregisterMemory) -> None:
+        if action.rmb.handle is not None:
+            action.rmb.handle.close()
+
+    def _post_send(self, action: actions.PostSend) -> None:
+        pair = action.link.handle
+        pair.post_send(action.payload)
+        pair.flush()
+
+    def _publish_update(self, action: actions.PublishUpdate) -> None:
+        self._driver.publish(action.connection)
+
+
+def _status_of(error: FabricError) -> str:
+    """Give the value of the status that an error names."""
+    known = Status.__members__.get(error.status)
+    return error.status if known is None else known.value

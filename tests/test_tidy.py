@@ -48,6 +48,7 @@ MAY_WAIT = ("pysmc/cli/",)
 # needed for a module that only declares (records, enumerations, protocols), nor for one
 # that was cut out of a bigger one: `clc_v2` may be tested in `test_clc.py`.
 TESTED_ELSEWHERE = {
+    "pysmc/aio/orders.py": "tests/aio/test_driver.py",
     "pysmc/fabric/base.py": "tests/fabric/test_conformance.py",
     "pysmc/_version.py": "tests/test_packaging.py",
     "pysmc/__main__.py": "tests/test_packaging.py",

@@ -125,8 +125,8 @@ class Driver:
         self.is_closed = False
         self.up: set[QueuePair] = set()
         """Queue pairs that are connected; looking at memory is of use only then."""
-        self.polls = 0
-        """How often devices were polled."""
+        self.on_poll: Callable[[], None] | None = None
+        """Called once, and forgotten, before devices are polled."""
         self._watch = watch
         self._devices: dict[str, Device] = {}
         self._links: dict[QueuePair, Link] = {}
@@ -377,7 +377,9 @@ class Driver:
         Returns:
             False when the driver was closed meanwhile.
         """
-        self.polls += 1
+        if self.on_poll is not None:
+            on_poll, self.on_poll = self.on_poll, None
+            on_poll()
         poll, take = device.poll, self._take_completions
         for _ in range(ROUNDS_MAX):
             if self.is_closed:

@@ -28,6 +28,7 @@ from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.discovery import PEER_NO_SMC
+from pysmc.discovery.mark import read_mark
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import Declined, HandshakeTimeout, SmcError
 from pysmc.reasons import Reason, reason
@@ -281,10 +282,18 @@ class Loop(asyncio.SelectorEventLoop):
         server: Any = None,
         *args: Any,
     ) -> Coroutine[Any, Any, None]:
-        if is_tcp(conn):
+        if conn.proto == IPPROTO_TCP:
             # The SYN can be read only once, and here no task exists yet.
             driver = self._driver or self.driver
-            found = driver.discovery.inspect(conn)
+            marked: bool | None = None
+            if driver.lookup is not None and self._announcements:
+                try:  # contextlib.suppress would cost as much as the look
+                    marked = read_mark(conn)
+                except OSError:
+                    marked = None
+            found: Reason | bool = PEER_NO_SMC
+            if marked is not False:
+                found = marked or driver.discovery.inspect(conn)
             if found is not PEER_NO_SMC or self._plain_server is None:
                 why = driver.judge(conn, found)
                 return self._negotiate_and_accept(

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sized
+    from collections.abc import Callable, Sized
 
     from pysmc.fabric.base import Device
 
@@ -45,8 +45,9 @@ class Activity(Protocol):
     def up(self) -> Sized:
         """Links that are up: only over these anything can come by memory."""
 
-    polls: int
-    """Grows whenever devices are polled, which ends what arm() promised."""
+    on_poll: Callable[[], None] | None
+    """Called once, and forgotten, before devices are polled: that ends what arm()
+    promised."""
 
 
 class FabricSelector(selectors.DefaultSelector):
@@ -65,7 +66,6 @@ class FabricSelector(selectors.DefaultSelector):
         self._budget = busy_poll_us / 1e6
         self._devices: list[tuple[Device, selectors.SelectorKey]] = []
         self._activity: Activity | None = None
-        self._armed_after = -1
         self._credit = CREDIT_OF_PROBE
         self._skipped = 0
 
@@ -78,30 +78,30 @@ class FabricSelector(selectors.DefaultSelector):
         """
         self._devices.append((device, self.get_key(device.fileno())))
         self._activity = activity
-        self._armed_after = -1
-        # Until there is a device this costs nothing: select is the base class's.
-        self.__dict__["select"] = self._select
+        self._watch()
 
     def remove_device(self, device: Device) -> None:
         """Look at it no more; its descriptor may be unregistered afterwards."""
         self._devices = [entry for entry in self._devices if entry[0] is not device]
-        if not self._devices:
-            self.__dict__.pop("select", None)
+        if not self._devices and "select" in vars(self):
+            del self.select
+
+    def _watch(self) -> None:
+        # Without a device, and while nothing can come over one, select is the base
+        # class's own and costs nothing.
+        self.select = self._select  # type: ignore[method-assign]
 
     def _select(self, timeout: float | None = None) -> EventList:
         """Wait until something is ready, or until `timeout` seconds are over."""
         activity = self._activity
         assert activity is not None
         may_wait = timeout is None or timeout > 0
-        if not activity.up:
+        if may_wait and not activity.up and all(d.arm() for d, _ in self._devices):
             # No peer can write, so nobody is bothered by devices that stay armed: this
             # is how a server waits whose clients are all on TCP.
-            if self._armed_after == activity.polls:
-                return super().select(timeout)
-            if may_wait and all(device.arm() for device, _ in self._devices):
-                self._armed_after = activity.polls
-                return super().select(timeout)
-        self._armed_after = -1
+            activity.on_poll = self._watch
+            del self.select
+            return super().select(timeout)
         ready = self._pending()
         if ready:
             return self._merge(ready, super().select(0))

@@ -35,9 +35,11 @@ class Answer(asyncio.Protocol):
     """The server's side: answers what it gets."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to answer."""
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
+        """Answer."""
         self.transport.write(data)
 
 
@@ -48,13 +50,16 @@ class Ask(asyncio.Protocol):
         self.done = done
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask."""
         self.transport = transport
         transport.write(REQUEST)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # asyncio's signature
+        """Take the answer, and close."""
         self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell that it is over."""
         self.done.set_result(None)
 
 
@@ -74,9 +79,9 @@ async def serve() -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(Answer, HOST, 0)
     print(server.sockets[0].getsockname()[1], flush=True)
-    end = loop.create_future()
-    loop.add_reader(sys.stdin.fileno(), end.set_result, None)
-    await end
+    end = asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), end.set)
+    await end.wait()
 
 
 def loop_of(kind: str) -> asyncio.AbstractEventLoop:

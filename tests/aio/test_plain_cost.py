@@ -8,6 +8,7 @@ is added has its name here.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import re
 import shutil
@@ -92,9 +93,8 @@ def test_only_the_applications_bytes_pass(client, server) -> None:
         await listener.wait_closed()
 
     async def scenario() -> None:
-        import concurrent.futures
-
-        ready, done = concurrent.futures.Future(), concurrent.futures.Future()
+        ready: concurrent.futures.Future[int] = concurrent.futures.Future()
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
         serving = asyncio.create_task(
             asyncio.to_thread(run, server, serve(ready, done))
         )
@@ -258,7 +258,7 @@ def test_system_calls_added_at_the_server(tmp_path) -> None:
     assert added(counted["stock"], counted["pysmc"]) == ADDED_AT_THE_SERVER
 
 
-def test_no_added_wait(kit) -> None:
+def test_no_added_wait(kit, monkeypatch) -> None:
     """Neither end waits for anything that stock loops would not wait for."""
 
     async def scenario() -> None:
@@ -270,7 +270,7 @@ def test_no_added_wait(kit) -> None:
             timers.append(delay)
             return real(delay, *args, **options)
 
-        loop.call_later = call_later
+        monkeypatch.setattr(loop, "call_later", call_later)
         async with kit.serving(Server) as port:
             got = await asyncio.to_thread(plain_exchange, port)
             assert got == ANSWER
@@ -279,7 +279,7 @@ def test_no_added_wait(kit) -> None:
             assert writer.get_extra_info("smc").reason.name == "PEER_NO_SMC"
             writer.close()
             await writer.wait_closed()
-        del loop.call_later
+        monkeypatch.undo()
         assert timers == []
 
     kit.run(scenario, config=Config())

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import selectors
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pysmc.aio import selector as selector_module
 from pysmc.aio.selector import CREDIT_MAX, PROBE_EVERY, FabricSelector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class FakeDevice:
@@ -46,7 +50,7 @@ class Activity:
 
     def __init__(self, links: int) -> None:
         self.up = ["link"] * links
-        self.on_poll = None
+        self.on_poll: Callable[[], None] | None = None
 
     def poll(self) -> None:
         if self.on_poll is not None:

@@ -219,8 +219,8 @@ class Negotiator:
         """
         group.is_closed_to_new = True
         link = group.active_link
-        if link is not None:
-            self.flows(link).test_link(link, now)
+        assert link is not None, "a reused group has a link until it ends"
+        self.flows(link).test_link(link, now)
 
     def wrong_message(
         self, handshake: Handshake, message: clc.ClcMessage, now: float

@@ -433,3 +433,69 @@ def test_a_thousand_connections(kit) -> None:
         assert not loop.driver.transports
 
     kit.run(scenario)
+
+
+def test_a_closed_driver_does_nothing_more(kit) -> None:
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config())
+        assert driver.open() is None
+        device = driver.devices[0]
+        driver.close()
+        assert driver.pump(device) is False
+        driver._ring()
+        driver._arm_timer()
+        assert driver.lookup is None
+
+    kit.run(scenario)
+
+
+def test_without_a_descriptor_there_is_no_quick_look_up(monkeypatch) -> None:
+    def none_left():
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(driver_module, "Lookup", none_left)
+    assert driver_module._quick_lookup(Config()) is None
+    assert driver_module._quick_lookup(Config(discovery=())) is None
+
+
+def test_a_device_that_has_news_when_it_is_opened(kit, monkeypatch) -> None:
+    """On loops that are not ours the driver arms, and pumps when arm() says so."""
+    said = []
+    real = shm.ShmDevice.arm
+
+    def arm(device) -> bool:
+        said.append("no" if len(said) < 2 else "yes")
+        return real(device) if said[-1] == "yes" else False
+
+    monkeypatch.setattr(shm.ShmDevice, "arm", arm)
+
+    async def scenario() -> None:
+        driver = Driver(asyncio.get_running_loop(), Config())
+        assert driver.open() is None
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert said[:3] == ["no", "no", "yes"]
+        driver.close()
+
+    kit.run(scenario, factory=asyncio.new_event_loop)
+
+
+@pytest.mark.filterwarnings("ignore:This process")
+def test_a_driver_of_the_parent_is_only_closed_in_the_child(kit) -> None:
+    import os
+
+    async def check(driver, ends) -> None:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                driver.close()
+                driver._ring()
+                status = 7 if driver.is_closed else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        ends.client.transport.write(b"unharmed")
+        await ends.server.until_bytes(8)
+
+    on_pair(kit, check)

@@ -587,3 +587,42 @@ def test_kill_during_a_transfer(kit) -> None:
 def test_forked_error_is_what_other_code_expects() -> None:
     assert issubclass(ForkedError, RuntimeError)
     assert resource.RLIMIT_NOFILE  # the limit that driver.open() raises
+
+
+def test_tls_to_a_plain_server(kit) -> None:
+    """The handshake fails as on a stock loop, and the information is there."""
+    import ssl
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server((HOST, 0)) as listener:
+            task = loop.run_in_executor(None, answer_badly, listener)
+            with pytest.raises((ssl.SSLError, ConnectionError)):
+                await asyncio.open_connection(
+                    *listener.getsockname(), ssl=ssl.create_default_context()
+                )
+            await task
+
+    kit.run(scenario)
+
+
+def answer_badly(listener: socket.socket) -> None:
+    conn, _ = listener.accept()
+    with conn:
+        conn.recv(1000)
+        conn.sendall(b"this is not TLS\r\n\r\n")
+        conn.recv(1000)
+
+
+def test_addresses_of_other_shapes(kit) -> None:
+    """What the stock loop refuses is refused by it, with its own error."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        for address in ("/no/such/path", ("no-such-host.invalid", 1), (HOST, "http")):
+            with socket.socket() as sock:
+                sock.setblocking(False)
+                with pytest.raises((OSError, TypeError, ValueError)):
+                    await loop.sock_connect(sock, address)
+
+    kit.run(scenario)

@@ -457,3 +457,43 @@ def test_errors_become_connection_errors() -> None:
     made = negotiation.as_connection_error(broken)
     assert isinstance(made, ConnectionAbortedError)
     assert made.__cause__ is broken
+
+
+def test_room_that_is_taken_during_the_connect(kit, monkeypatch) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        answers = iter([True, False])
+        async with kit.serving(kit.Recorder) as port:
+            monkeypatch.setattr(driver, "has_room", lambda: next(answers, True))
+            reader, writer = await asyncio.open_connection(HOST, port)
+            info = writer.get_extra_info("smc")
+            assert (info.mode, info.reason.name) == ("tcp", "LIMIT")
+            writer.write_eof()
+            assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
+
+    kit.run(scenario)
+
+
+def test_a_connection_that_nobody_could_take_is_an_error(kit, monkeypatch) -> None:
+    """It was lost in the turn in which it was established, before anything came."""
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        real = Negotiation.established
+
+        def established(self, connection) -> None:
+            real(self, connection)
+            if self.role == "client":
+                self.lose(ConnectionReset("the link is gone"))
+
+        monkeypatch.setattr(Negotiation, "established", established)
+        async with kit.serving(kit.Recorder) as port:
+            with pytest.raises(ConnectionReset, match="link is gone"):
+                await asyncio.open_connection(HOST, port)
+            async with asyncio.timeout(5):
+                while driver.transports or driver.negotiations:
+                    await asyncio.sleep(0.001)
+
+    kit.run(scenario)

@@ -419,3 +419,23 @@ def test_an_offer_is_a_plain_record() -> None:
     assert make_offer(1) == FabricOffer(
         "sim", ("PAIR",), bytes(15) + b"\1", b"\2\0\0\0\0\1", 3
     )
+
+
+def test_a_server_that_names_an_element_in_use_is_declined() -> None:
+    pair = CorePair()
+    _, first = pair.establish()
+    used = first.rmb.tokens[first.link]
+    client, server = pair.connect()
+    pair.drive_until(lambda: server.state is HandshakeState.AWAIT_CONFIRM)
+    pair.rewrite(
+        client,
+        lambda accept: replace(
+            accept, rkey=used.rkey, virtual_address=used.virtual_address
+        ),
+    )
+    pair.drive()
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, FellBack)
+    assert verdict.reason.name == "OUT_OF_SYNC"
+    assert "another connection is using" in verdict.reason.text
+    assert pair.client.lost == []

@@ -460,7 +460,7 @@ def test_without_a_descriptor_there_is_no_quick_look_up(monkeypatch) -> None:
 
 def test_a_device_that_has_news_when_it_is_opened(kit, monkeypatch) -> None:
     """On loops that are not ours the driver arms, and pumps when arm() says so."""
-    said = []
+    said: list[str] = []
     real = shm.ShmDevice.arm
 
     def arm(device) -> bool:

@@ -10,6 +10,7 @@ import threading
 import pytest
 
 import pysmc
+from pysmc.aio import loop as loop_module
 from pysmc.aio import negotiation
 from pysmc.aio.negotiation import Negotiation
 from pysmc.config import Config
@@ -460,11 +461,17 @@ def test_errors_become_connection_errors() -> None:
 
 
 def test_room_that_is_taken_during_the_connect(kit, monkeypatch) -> None:
+    real = loop_module.negotiate_client
+
+    async def crowded(driver, sock, found):
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "has_room", lambda: False)
+            return await real(driver, sock, found)
+
+    monkeypatch.setattr(loop_module, "negotiate_client", crowded)
+
     async def scenario() -> None:
-        driver = asyncio.get_running_loop().driver
-        answers = iter([True, False])
         async with kit.serving(kit.Recorder) as port:
-            monkeypatch.setattr(driver, "has_room", lambda: next(answers, True))
             reader, writer = await asyncio.open_connection(HOST, port)
             info = writer.get_extra_info("smc")
             assert (info.mode, info.reason.name) == ("tcp", "LIMIT")

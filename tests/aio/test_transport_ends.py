@@ -1,0 +1,191 @@
+"""A transport's end in unusual moments: lost, paused, closing, or not yet begun."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import warnings
+
+import pytest
+
+from pysmc.aio import transport
+from pysmc.config import Config
+from pysmc.errors import ConnectionReset
+
+MIB = 1 << 20
+
+
+class IntoBuffer(asyncio.BufferedProtocol):
+    """Takes at most 1,000 bytes at a time."""
+
+    def __init__(self, recorder) -> None:
+        self.recorder = recorder
+        self.buffer = bytearray(1000)
+
+    def connection_made(self, transport) -> None:
+        self.recorder.connection_made(transport)
+
+    def get_buffer(self, sizehint):
+        assert sizehint == -1
+        return self.buffer
+
+    def buffer_updated(self, nbytes) -> None:
+        self.recorder.data_received(bytes(self.buffer[:nbytes]))
+
+    def eof_received(self):
+        return self.recorder.eof_received()
+
+    def connection_lost(self, exc) -> None:
+        self.recorder.connection_lost(exc)
+
+
+def lose_all_links(driver) -> None:
+    """Both ends are in this loop: losing every link is what a dead peer looks like."""
+    for link in list(driver._links.values()):
+        driver.endpoint.link_down(link, "peer gone", "test", driver.time())
+    driver.settle()
+
+
+def test_a_buffered_protocol_gets_what_arrived_before_the_loss(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        recorder = kit.Recorder(pause=True)
+        async with kit.connected(server=lambda: IntoBuffer(recorder)) as ends:
+            data = os.urandom(5500)
+            ends.client.transport.write(data)
+            await asyncio.sleep(0.01)
+            lose_all_links(driver)
+            recorder.transport.resume_reading()
+            await recorder.until_call("lost")
+            assert recorder.data == data
+            assert isinstance(recorder.error, ConnectionReset)
+            await ends.client.until_call("lost")
+
+    kit.run(scenario)
+
+
+@pytest.mark.parametrize("then", ["pause", "abort"])
+def test_a_protocol_that_changes_its_mind_after_the_loss(kit, then) -> None:
+    class Moody(kit.Recorder):
+        def data_received(self, data) -> None:
+            super().data_received(data)
+            if then == "pause":
+                self.transport.pause_reading()
+            else:
+                self.transport.abort()
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected(server=lambda: Moody(pause=True)) as ends:
+            ends.client.transport.write(bytes(150_000))
+            await asyncio.sleep(0.01)
+            lose_all_links(driver)
+            server = ends.server.transport
+            for _ in range(3):
+                server.resume_reading()
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            await ends.server.until_call("lost")
+            expected = 150_000 if then == "pause" else 65_536
+            assert len(ends.server.data) == expected
+
+    kit.run(scenario)
+
+
+def test_eof_waits_for_a_paused_protocol_also_after_the_loss(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected(server=lambda: kit.Recorder(pause=True)) as ends:
+            ends.client.transport.close()
+            await ends.client.until_call("lost")
+            lose_all_links(driver)
+            assert ends.server.calls == ["made"]
+            ends.server.transport.resume_reading()
+            await ends.server.until_call("lost")
+            assert ends.server.calls == ["made", "eof", "lost"]
+            assert ends.server.error is None
+
+    kit.run(scenario)
+
+
+def test_a_loss_while_closing_ends_the_wait_for_room(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected(server=lambda: kit.Recorder(pause=True)) as ends:
+            ends.client.transport.write(bytes(4 * MIB))
+            ends.client.transport.close()
+            lose_all_links(driver)
+            await ends.client.until_call("lost")
+            assert isinstance(ends.client.error, ConnectionReset)
+
+    kit.run(scenario)
+
+
+def test_a_close_that_goes_on_slowly_is_not_given_up(kit) -> None:
+    async def scenario() -> None:
+        async with kit.connected(server=lambda: kit.Recorder(pause=True)) as ends:
+            client, server = ends.transports
+            client.write(bytes(4 * MIB))
+            client.close()
+            while "lost" not in ends.server.calls:
+                server.resume_reading()
+                await asyncio.sleep(0)
+                server.pause_reading()
+                await asyncio.sleep(0.01)
+            assert len(ends.server.data) == 4 * MIB
+            assert ends.server.error is None
+            await ends.client.until_call("lost")
+            assert ends.client.error is None
+
+    kit.run(scenario, config=Config(close_wait=0.1))
+
+
+def test_an_empty_write_where_none_is_possible(kit, config) -> None:
+    async def scenario() -> None:
+        async with kit.connected() as ends:
+            ends.client.transport.close()
+            ends.client.transport.write(b"")
+            await ends.client.until_call("lost")
+            assert ends.client.error is None
+
+    kit.run(scenario, config=config)
+
+
+def test_the_protocol_may_end_the_program(kit) -> None:
+    class Leaver(kit.Recorder):
+        def data_received(self, data):
+            raise SystemExit(3)
+
+    async def scenario() -> None:
+        async with kit.connected(server=Leaver) as ends:
+            ends.client.transport.write(b"go")
+            await ends.server.until_call("lost")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with pytest.raises(SystemExit):
+            kit.run(scenario)
+        gc.collect()
+
+
+def test_aborting_in_connection_made(kit, config) -> None:
+    class Shy(kit.Recorder):
+        def connection_made(self, transport) -> None:
+            super().connection_made(transport)
+            transport.abort()
+
+    async def scenario() -> None:
+        async with kit.connected(server=Shy) as ends:
+            await ends.server.until_call("lost")
+            assert ends.server.calls == ["made", "lost"]
+            await ends.client.until_call("lost")
+
+    kit.run(scenario, config=config)
+
+
+def test_names_of_a_socket_that_is_gone() -> None:
+    def gone():
+        raise OSError(107, "not connected")
+
+    assert transport._name(gone) is None

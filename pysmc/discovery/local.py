@@ -298,6 +298,14 @@ class Mark:
             self._drop_conn()
 
     def _on_tcp_readable(self) -> None:
+        # What the server said on the rendezvous before it spoke on TCP explains more,
+        # and both may have become readable in the same turn of the loop.
+        if self._conn is not None:
+            self._on_offer()
+        elif self._listener is not None:
+            self._on_connection()
+        if self.verdict is not None:
+            return
         detail = "It spoke first, or ended the connection, without a confirmation."
         self._settle(tcp("MARK_LOST", "peer", detail))
 

@@ -121,7 +121,7 @@ def refused(code: int) -> Verdict:
 def overflow_uid() -> int:
     """Return the user number that stands for every user of another namespace."""
     try:
-        return int(Path("/proc/sys/kernel/overflowuid").read_text("ascii"))
+        return int(Path("/proc/sys/kernel/overflowuid").read_bytes())
     except (OSError, ValueError):
         return DEFAULT_OVERFLOW_UID
 

@@ -380,15 +380,18 @@ class Driver:
         if self.on_poll is not None:
             on_poll, self.on_poll = self.on_poll, None
             on_poll()
-        poll, take = device.poll, self._take_completions
+        poll, take, pending = device.poll, self._take_completions, device.pending
         for _ in range(ROUNDS_MAX):
             if self.is_closed:
                 return False
             batch = poll()
-            if not batch:
+            if batch:
+                take(batch)
+            # Cheaper than another poll; whatever it misses makes the descriptor
+            # readable, or keeps arm() from arming.
+            if not pending():
                 break
-            take(batch)
-        return True
+        return not self.is_closed
 
     def _take_completions(self, batch: list[Completion]) -> None:
         links, endpoint = self._links, self.endpoint

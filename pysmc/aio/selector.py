@@ -36,6 +36,8 @@ CREDIT_OF_PROBE = 6
 """Credit after one success without any: enough for both ends to find each other."""
 COST_OF_FAILURE = 2
 LOOKS_BETWEEN_CLOCKS = 8
+ROUNDS_WITHOUT_KERNEL = 3
+"""Turns of the loop for completions alone, before the kernel is asked again."""
 
 
 class Activity(Protocol):
@@ -68,6 +70,7 @@ class FabricSelector(selectors.DefaultSelector):
         self._activity: Activity | None = None
         self._credit = CREDIT_OF_PROBE
         self._skipped = 0
+        self._rounds = 0
 
     def add_device(self, device: Device, activity: Activity) -> None:
         """Look at this device too; its descriptor must be registered for reading.
@@ -104,16 +107,28 @@ class FabricSelector(selectors.DefaultSelector):
             return super().select(timeout)
         ready = self._pending()
         if ready:
-            return self._merge(ready, super().select(0))
+            return self._report(ready)
         if not may_wait:
             return super().select(0)
         began = time.perf_counter()
         if activity.up and self._may_look():
             if self._look(began, timeout):
                 self._earn()
-                return self._merge(self._pending(), super().select(0))
+                return self._report(self._pending())
             self._credit = max(0, self._credit - COST_OF_FAILURE)
         return self._sleep(began, timeout)
+
+    def _report(self, ready: EventList) -> EventList:
+        """Report devices, and now and then also what else is ready.
+
+        Asking the kernel costs as much as half of a message, and nothing that comes
+        over a descriptor is in that hurry.
+        """
+        if self._rounds < ROUNDS_WITHOUT_KERNEL:
+            self._rounds += 1
+            return ready
+        self._rounds = 0
+        return self._merge(ready, super().select(0))
 
     def _sleep(self, began: float, timeout: float | None) -> EventList:
         # What arm() says counts: where it says that something waits, the peer will not
@@ -128,6 +143,7 @@ class FabricSelector(selectors.DefaultSelector):
         elif timeout is not None:
             # What was spent with looking is not slept again.
             timeout = max(0.0, timeout - (time.perf_counter() - began))
+        self._rounds = 0
         events = super().select(timeout)
         for device, _ in self._devices:
             device.disarm()

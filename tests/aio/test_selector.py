@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pysmc.aio import selector as selector_module
-from pysmc.aio.selector import CREDIT_MAX, PROBE_EVERY, FabricSelector
+from pysmc.aio.selector import (
+    CREDIT_MAX,
+    PROBE_EVERY,
+    ROUNDS_WITHOUT_KERNEL,
+    FabricSelector,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,7 +123,13 @@ def test_other_descriptors_are_reported_beside_it(make, device) -> None:
     selector.register(read, selectors.EVENT_READ, "pipe")
     os.write(write, b"x")
     device.waiting = True
-    assert {key.fd for key, _ in selector.select(None)} == {device.bell, read}
+    for _ in range(3):
+        turns = [
+            {key.fd for key, _ in selector.select(None)}
+            for _ in range(ROUNDS_WITHOUT_KERNEL + 1)
+        ]
+        assert turns[:-1] == [{device.bell}] * ROUNDS_WITHOUT_KERNEL
+        assert turns[-1] == {device.bell, read}
     device.waiting = False
     assert {key.fd for key, _ in selector.select(1)} == {read}
     os.close(read)

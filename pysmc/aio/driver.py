@@ -17,7 +17,6 @@ Reference: RFC 7609 section 3.5; kernel counterparts: smc_core.c, smc_wr.c.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import resource
@@ -230,8 +229,8 @@ class Driver:
             link_group=group.number,
             links=tuple(link.number for link in group.links if link.is_active),
             eid=group.eid,
-            local_gid=str(ipaddress.IPv6Address(link.local.gid)),
-            peer_gid=str(ipaddress.IPv6Address(link.remote.gid)),
+            local_gid=socket.inet_ntop(socket.AF_INET6, link.local.gid),
+            peer_gid=socket.inet_ntop(socket.AF_INET6, link.remote.gid),
             rmbe_bytes=connection.rmbe_bytes,
             peer_rmbe_bytes=connection.peer_rmbe_bytes,
         )

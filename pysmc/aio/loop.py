@@ -282,7 +282,8 @@ class Loop(asyncio.SelectorEventLoop):
         server: Any = None,
         *args: Any,
     ) -> Coroutine[Any, Any, None]:
-        if conn.proto == IPPROTO_TCP:
+        # A listener that the program made itself has no protocol number, nor have they.
+        if conn.proto == IPPROTO_TCP or is_tcp(conn):
             # The SYN can be read only once, and here no task exists yet.
             driver = self._driver or self.driver
             marked: bool | None = None

@@ -511,6 +511,10 @@ class SmcTransport(cpython.FlowControlMixin):
                 if not self._reading:
                     return
                 self._deliver_eof()
+            if self._connection.peer_closed and not self._closing:
+                # It had closed both ways, so nothing more was to come: as with TCP,
+                # only a write meets the loss, and close() ends it without an error.
+                return
         self._force_close(as_connection_error(error))
 
     def _deliver_eof(self) -> None:

@@ -236,6 +236,36 @@ def test_sockets_accepted_by_the_program_itself(kit) -> None:
     kit.run(scenario)
 
 
+def test_a_listener_that_the_program_made(kit) -> None:
+    """It has no protocol number, and neither have the sockets that it accepts."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server((HOST, 0))
+        assert listener.proto == 0
+        port = listener.getsockname()[1]
+        served = []
+
+        def make():
+            served.append(kit.Recorder())
+            return served[-1]
+
+        server = await loop.create_server(make, sock=listener)
+        _, protocol = await loop.create_connection(kit.Recorder, HOST, port)
+        assert await asyncio.to_thread(plain_exchange, port, b"") == b""
+        await served[0].until_call("made")
+        await served[1].until_call("lost")
+        modes = [one.info_when_made.mode for one in (protocol, *served)]
+        assert modes == ["smcr", "smcr", "tcp"]
+        protocol.transport.close()
+        await served[0].until_call("lost")
+        await protocol.until_call("lost")
+        server.close()
+        await server.wait_closed()
+
+    kit.run(scenario)
+
+
 def test_sockets_accepted_elsewhere_are_tcp(kit) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
@@ -626,3 +656,14 @@ def test_addresses_of_other_shapes(kit) -> None:
                     await loop.sock_connect(sock, address)
 
     kit.run(scenario)
+
+
+def plain_exchange(port: int, data: bytes) -> bytes:
+    """Send to a server with a plain socket; what it answers until it ends."""
+    with socket.create_connection((HOST, port)) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while part := sock.recv(1000):
+            answer += part
+        return answer

@@ -189,3 +189,27 @@ def test_names_of_a_socket_that_is_gone() -> None:
         raise OSError(107, "not connected")
 
     assert transport._name(gone) is None
+
+
+@pytest.mark.parametrize("then", ["close", "write"])
+def test_a_loss_after_the_peer_closed_is_no_error_by_itself(kit, then) -> None:
+    """A half-open protocol goes on until it closes or writes, as over TCP."""
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected(server=lambda: kit.Recorder(keep_open=True)) as ends:
+            ends.client.transport.close()
+            await ends.server.until_call("eof")
+            lose_all_links(driver)
+            for _ in range(5):
+                await asyncio.sleep(0)
+            assert ends.server.calls == ["made", "eof"]
+            if then == "close":
+                ends.server.transport.close()
+            else:
+                ends.server.transport.write(b"to nobody")
+            await ends.server.until_call("lost")
+            expected = type(None) if then == "close" else ConnectionReset
+            assert type(ends.server.error) is expected
+
+    kit.run(scenario)

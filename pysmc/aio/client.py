@@ -16,13 +16,13 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from pysmc.aio.driver import NOT_MARKED, is_tcp
-from pysmc.aio.negotiation import negotiate_client
-from pysmc.aio.streams import (
+from pysmc.aio.foreign import (
     SmcStreamWriter,
     foreign_driver,
     refuse_tls,
     uses_own_loop,
 )
+from pysmc.aio.negotiation import negotiate_client
 from pysmc.aio.transport import SmcTransport
 from pysmc.reasons import Reason
 

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, cast
 from pysmc.aio import cpython
 from pysmc.aio.client import STREAM_LIMIT
 from pysmc.aio.driver import NOT_MARKED, is_tcp
-from pysmc.aio.loop import log_lost
-from pysmc.aio.negotiation import negotiate_server
-from pysmc.aio.streams import (
+from pysmc.aio.foreign import (
     SmcStreamWriter,
     foreign_driver,
     refuse_tls,
     uses_own_loop,
 )
+from pysmc.aio.loop import log_lost
+from pysmc.aio.negotiation import negotiate_server
 from pysmc.aio.transport import SmcTransport
 from pysmc.errors import SmcError
 

@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 import pysmc
-from pysmc.aio import streams
+from pysmc.aio import foreign as foreign_loops
 from pysmc.config import Config
 from pysmc.errors import Declined
 
@@ -72,7 +72,7 @@ def test_echo_on_any_loop(kit, factory, size) -> None:
         assert not server.is_serving()
 
     kit.run(scenario, factory=factory)
-    assert not streams._drivers
+    assert not foreign_loops._drivers
 
 
 def test_fallback_on_a_foreign_loop(kit, foreign) -> None:
@@ -96,7 +96,7 @@ def test_fallback_on_a_foreign_loop(kit, foreign) -> None:
                 )
 
     kit.run(scenario, factory=foreign)
-    assert not streams._drivers
+    assert not foreign_loops._drivers
 
 
 def test_a_foreign_client_and_our_server(kit, foreign) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import pysmc
-from pysmc.aio import streams
+from pysmc.aio import foreign
 from pysmc.config import Config
 from pysmc.errors import ForkedError
 
@@ -18,9 +18,9 @@ def test_one_driver_for_each_configuration(kit) -> None:
     seen: list[Any] = []
 
     async def scenario() -> None:
-        first = await streams.foreign_driver(None)
-        assert await streams.foreign_driver(Config.from_env()) is first
-        other = await streams.foreign_driver(Config(rmbe_bytes=16384))
+        first = await foreign.foreign_driver(None)
+        assert await foreign.foreign_driver(Config.from_env()) is first
+        other = await foreign.foreign_driver(Config(rmbe_bytes=16384))
         assert other is not first
         assert not first.is_closed
         seen.extend((first, other))
@@ -28,12 +28,12 @@ def test_one_driver_for_each_configuration(kit) -> None:
     kit.run(scenario, factory=asyncio.new_event_loop)
     assert len(seen) == 2
     assert all(driver.is_closed for driver in seen)
-    assert not streams._drivers
+    assert not foreign._drivers
 
 
 def test_loops_that_were_closed_without_ceremony_are_forgotten(kit) -> None:
     async def scenario():
-        return await streams.foreign_driver(None)
+        return await foreign.foreign_driver(None)
 
     before = kit.count_descriptors()
     loop = asyncio.new_event_loop()
@@ -43,35 +43,35 @@ def test_loops_that_were_closed_without_ceremony_are_forgotten(kit) -> None:
     with asyncio.Runner() as runner:
         runner.run(scenario())
     assert driver.is_closed
-    assert not streams._drivers
+    assert not foreign._drivers
     assert kit.count_descriptors() == before
 
 
 def test_uses_own_loop(kit) -> None:
     async def scenario() -> bool:
-        return streams.uses_own_loop(None)
+        return foreign.uses_own_loop(None)
 
     assert kit.run(scenario) is True
     assert kit.run(scenario, factory=asyncio.new_event_loop) is False
 
 
 def test_tls_is_refused_with_the_way_out() -> None:
-    streams.refuse_tls(None)
+    foreign.refuse_tls(None)
     with pytest.raises(NotImplementedError, match=r"pysmc\.run\(main\(\)\)"):
-        streams.refuse_tls(ssl=True)
+        foreign.refuse_tls(ssl=True)
 
 
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_child_is_refused(kit) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
-        await streams.foreign_driver(None)
+        await foreign.foreign_driver(None)
         child = os.fork()
         if child == 0:
             status = 1
             try:
                 asyncio._set_running_loop(loop)
-                await streams.foreign_driver(None)
+                await foreign.foreign_driver(None)
             except ForkedError:
                 status = 7
             finally:
@@ -89,7 +89,7 @@ def test_the_writer_always_knows(kit) -> None:
         async with await pysmc.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             reader, writer = await pysmc.open_connection("127.0.0.1", port)
-            assert isinstance(writer, streams.SmcStreamWriter)
+            assert isinstance(writer, foreign.SmcStreamWriter)
             assert writer.get_extra_info("smc").mode == "smcr"
             assert writer.get_extra_info("peername") == ("127.0.0.1", port)
             assert await reader.read() == b""

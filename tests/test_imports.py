@@ -40,7 +40,8 @@ MAY_IMPORT = {
         "pysmc.reasons",
     },
     "pysmc/testing": {
-        "hypothesis", "smcproto", "pysmc.testing", "pysmc.core", "pysmc.fabric",
+        "hypothesis", "cryptography", "smcproto", "pysmc.testing", "pysmc.aio",
+        "pysmc.core", "pysmc.fabric",
         "pysmc.errors", "pysmc.config", "pysmc.info", "pysmc.reasons",
     },
     "pysmc/contrib": {"scapy", "smcproto"},

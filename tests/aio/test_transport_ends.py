@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from pysmc.aio import transport
+from pysmc.aio import transport_end
 from pysmc.config import Config
 from pysmc.errors import ConnectionReset
 
@@ -188,7 +188,7 @@ def test_names_of_a_socket_that_is_gone() -> None:
     def gone():
         raise OSError(107, "not connected")
 
-    assert transport._name(gone) is None
+    assert transport_end._name(gone) is None
 
 
 @pytest.mark.parametrize("then", ["close", "write"])

@@ -9,7 +9,7 @@ import ssl
 
 import pytest
 
-from pysmc.aio import tcp_watch, transport
+from pysmc.aio import tcp_watch, transport_reading
 from pysmc.config import Config
 from pysmc.errors import ConnectionAborted, ConnectionReset
 
@@ -155,7 +155,7 @@ def test_a_loss_while_somebody_waits_for_room_is_told_at_once(kit) -> None:
 
 
 def test_delivery_is_fair(kit, monkeypatch) -> None:
-    monkeypatch.setattr(transport, "SLICES_PER_TURN", 1)
+    monkeypatch.setattr(transport_reading, "SLICES_PER_TURN", 1)
     turns = []
 
     class Counter(kit.Recorder):

@@ -11,12 +11,14 @@ CPython 3.11 to 3.13.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from asyncio import base_events, constants, transports, trsock
+from asyncio import base_events, constants, sslproto, transports, trsock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import socket
+    import ssl
 
 __all__ = [
     "PRIVATE_NAMES",
@@ -24,7 +26,10 @@ __all__ = [
     "attach",
     "detach",
     "guard_protocol",
+    "is_of_asyncio",
     "sendfile_by_fallback",
+    "start_tls_of_asyncio",
+    "tls_protocol",
     "transport_socket",
 ]
 
@@ -59,6 +64,12 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     # TLS over any transport.
     "asyncio.sslproto.SSLProtocol": (
         "self", "loop", "app_protocol", "sslcontext", "waiter", "server_side",
+        "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
+    ),
+    "asyncio.sslproto.SSLProtocol._get_app_transport": ("self",),
+    # Public, but called with loops that do not derive from it.
+    "asyncio.BaseEventLoop.start_tls": (
+        "self", "transport", "protocol", "sslcontext", "server_side",
         "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
     ),
     "asyncio.trsock.TransportSocket": ("self", "sock"),
@@ -121,3 +132,34 @@ def guard_protocol(transport: asyncio.Transport) -> Any:
 def sendfile_by_fallback() -> Any:
     """Give the mark by which loop.sendfile reads and writes blocks itself."""
     return constants._SendfileMode.FALLBACK  # noqa: SLF001
+
+
+def is_of_asyncio(transport: Any) -> bool:
+    """Tell whether a transport is of asyncio's kind: ours, or asyncio's TLS over it."""
+    return isinstance(transport, transports._FlowControlMixin)  # noqa: SLF001
+
+
+def start_tls_of_asyncio(loop: asyncio.AbstractEventLoop) -> Any:
+    """Give asyncio's start_tls for a loop that has another one of its own.
+
+    It asks of the loop only what every loop has.
+    """
+    return functools.partial(asyncio.BaseEventLoop.start_tls, loop)  # type: ignore[arg-type]
+
+
+def tls_protocol(
+    loop: asyncio.AbstractEventLoop,
+    protocol: asyncio.BaseProtocol,
+    sslcontext: ssl.SSLContext | None,
+    waiter: asyncio.Future[Any] | None,
+    **options: Any,
+) -> tuple[asyncio.BaseProtocol, asyncio.Transport]:
+    """Make the protocol that speaks TLS, and the transport of its application.
+
+    Raises:
+        ValueError: An argument is not allowed.
+        ssl.SSLError: Likewise.
+    """
+    make: Any = sslproto.SSLProtocol
+    tls = make(loop, protocol, sslcontext, waiter, **options)
+    return tls, tls._get_app_transport()  # noqa: SLF001

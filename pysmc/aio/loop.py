@@ -18,13 +18,13 @@ import asyncio
 import logging
 import socket
 import weakref
-from asyncio import sslproto
 from typing import TYPE_CHECKING, Any, Self
 
 from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
 from pysmc.aio.negotiation import Outcome, negotiate_client, negotiate_server
 from pysmc.aio.selector import FabricSelector
 from pysmc.aio.sendfile import can_send, send_file
+from pysmc.aio.tls import make_tls_transport
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.discovery import PEER_NO_SMC
@@ -398,17 +398,19 @@ class Loop(asyncio.SelectorEventLoop):
         if outcome is None and self._recall(rawsock) is PEER_NO_SMC:
             outcome = self.driver.on_tcp("client", PEER_NO_SMC)
         if outcome is not None and outcome.negotiation is not None:
-            tls = sslproto.SSLProtocol(
-                self,
+            return make_tls_transport(
+                self.driver,
+                rawsock,
                 protocol,
                 sslcontext,
-                waiter,
-                server_side,
-                server_hostname,
+                outcome,
+                waiter=waiter,
+                server_side=server_side,
+                server_hostname=server_hostname,
+                extra=extra,
+                server=server,
                 **timeouts,
             )
-            SmcTransport(self.driver, rawsock, tls, outcome, extra=extra, server=server)
-            return tls._app_transport  # noqa: SLF001
         extra = _with_info(extra, outcome)
         return super()._make_ssl_transport(  # type: ignore[misc]
             rawsock,

@@ -19,16 +19,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import socket
 import time
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from pysmc.aio.devices import Devices
 from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
 from pysmc.aio.negotiation import Negotiation, Outcome
 from pysmc.aio.orders import Orders
-from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
+from pysmc.core.endpoint import Endpoint, Identity
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.discovery import Discovery
 from pysmc.discovery.beacon import Lookup
@@ -36,20 +36,18 @@ from pysmc.errors import (
     ConnectionReset,
     Declined,
     FabricError,
-    FabricUnavailable,
     ForkedError,
 )
-from pysmc.fabric import open_device
-from pysmc.fabric.base import CompletionKind, Status, UpdateCodec
+from pysmc.fabric.base import CompletionKind, Status
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import Reason, reason
-from smcproto import cdc
 from smcproto.constants import LLC_V2_FLAG, LlcType
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
+    from pysmc.aio.devices import Opener
     from pysmc.aio.transport import SmcTransport
     from pysmc.config import Config
     from pysmc.core.actions import Action
@@ -72,9 +70,6 @@ ROUNDS_MAX = 64
 
 _DELETE_LINK = frozenset({LlcType.DELETE_LINK, LlcType.DELETE_LINK | LLC_V2_FLAG})
 _FINAL = News.CLOSED | News.ABORTED
-_CODEC = UpdateCodec(
-    pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
-)
 
 _living: weakref.WeakSet[Driver] = weakref.WeakSet()
 
@@ -99,6 +94,7 @@ class Driver:
         watch: Is told of every device that was opened, and makes sure that `pump` runs
             when it has completions. None registers a reader with the loop, as any loop
             allows; only then does the driver arm the devices itself.
+        opener: Opens the devices; None is `pysmc.fabric.open_device`.
     """
 
     def __init__(
@@ -106,6 +102,7 @@ class Driver:
         loop: asyncio.AbstractEventLoop,
         config: Config,
         watch: Callable[[Driver, Device], None] | None = None,
+        opener: Opener | None = None,
     ) -> None:
         self.loop = loop
         self.config = config
@@ -113,10 +110,7 @@ class Driver:
         self.lookup = _quick_lookup(config)
         """Tells alone whether a port has a beacon; None where that is not enough to
         know that a destination is plain."""
-        self.unavailable: dict[str, str] = {}
-        """Fabrics that could not be opened, with what is missing."""
         self.no_device: Reason | None = None
-        self._short_of_something = False
         """Why no fabric could be opened; None when one was, or none was tried."""
         self.transports: set[SmcTransport] = set()
         self.negotiations: set[Negotiation] = set()
@@ -127,7 +121,7 @@ class Driver:
         self.on_poll: Callable[[], None] | None = None
         """Called once, and forgotten, before devices are polled."""
         self._watch = watch
-        self._devices: dict[str, Device] = {}
+        self._devices = Devices(config, opener)
         self._links: dict[QueuePair, Link] = {}
         self._endpoint: Endpoint | None = None
         self._negotiations = 0
@@ -135,12 +129,12 @@ class Driver:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
-        self._orders = Orders(self, self._devices, self._links).table
+        self._orders = Orders(self, self._devices.by_name, self._links).table
         _living.add(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else f"links={len(self.up)}"
-        return f"<Driver {state} fabrics={list(self._devices)}>"
+        return f"<Driver {state} fabrics={list(self._devices.by_name)}>"
 
     def time(self) -> float:
         """Tell the time as the core knows it, in seconds."""
@@ -240,7 +234,7 @@ class Driver:
     @property
     def devices(self) -> list[Device]:
         """The devices that are open."""
-        return list(self._devices.values())
+        return list(self._devices.by_name.values())
 
     @property
     def endpoint(self) -> Endpoint:
@@ -259,22 +253,14 @@ class Driver:
         """
         self.check_owner()
         if self._endpoint is None:
-            raise_descriptor_limit()
-            self._short_of_something = False
             identity = Identity(new_peer_id(), host_name())
-            offers = [
-                offer
-                for name in self.config.fabrics
-                if (offer := self._open_device(name, identity.peer_id)) is not None
-            ]
-            if not self.config.fabrics:
-                self.no_device = reason("DISABLED", "local")
-            elif not offers:
-                missing = [f"{name}: {why}." for name, why in self.unavailable.items()]
-                if self._short_of_something:
-                    # It may be there again next time, so nothing is remembered.
-                    return reason("LIMIT", "local", " ".join(missing))
-                self.no_device = reason("NO_DEVICE", "local", " ".join(missing))
+            offers = self._devices.open(identity.peer_id)
+            why = self._devices.why_none()
+            if why is not None and why.name == "LIMIT":
+                return why  # it may be there again next time: nothing is remembered
+            self.no_device = why
+            for device in self.devices:
+                self._attend(device)
             # Without a device it can still decline, where a peer expects CLC.
             tokens = RandomTokens()
             self._endpoint = Endpoint(identity, offers, self.config, tokens)
@@ -299,28 +285,14 @@ class Driver:
             raise ConnectionReset(message)
         return why
 
-    def _open_device(self, name: str, peer_id: bytes) -> FabricOffer | None:
-        try:
-            device = open_device(
-                name, peer_id=peer_id, config=self.config, codec=_CODEC
-            )
-        except OSError as error:
-            # Every FabricError is one too; others come from loading the fabric's code.
-            detail = error.detail if isinstance(error, FabricError) else ""
-            self.unavailable[name] = detail or str(error)
-            if not isinstance(error, FabricUnavailable):
-                self._short_of_something = True
-            log.warning("fabric %s is not available: %s", name, error)
-            return None
-        self._devices[name] = device
+    def _attend(self, device: Device) -> None:
+        """Make sure that `pump` runs when a device has completions."""
         if self._watch is not None:
             self._watch(self, device)
-        else:
-            self.loop.add_reader(device.fileno(), self.pump_armed, device)
-            if not device.arm():
-                self.loop.call_soon(self.pump_armed, device)
-        eids = (device.eid,) if device.eid else self.config.ueids
-        return FabricOffer(name, eids, device.gid, device.mac, device.mtu_code)
+            return
+        self.loop.add_reader(device.fileno(), self.pump_armed, device)
+        if not device.arm():
+            self.loop.call_soon(self.pump_armed, device)
 
     # Listeners and sockets
 
@@ -597,7 +569,7 @@ class Driver:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for device in self._devices.values():
+        for device in self.devices:
             if self._watch is None and not self.loop.is_closed():
                 self.loop.remove_reader(device.fileno())
             device.close()
@@ -614,7 +586,7 @@ class Driver:
 
     def _close_in_child(self) -> None:
         self.is_closed = True
-        for device in self._devices.values():
+        for device in self.devices:
             device.close()
         self.discovery.close()
         _living.discard(self)
@@ -636,17 +608,3 @@ def is_tcp(sock: socket.socket) -> bool:
     return sock.proto == socket.IPPROTO_TCP or (
         sock.type == socket.SOCK_STREAM and sock.family in INET
     )
-
-
-def raise_descriptor_limit() -> None:
-    """Raise the soft limit of open descriptors to the hard one.
-
-    A link takes descriptors beside those of TCP, and the usual soft limit of 1,024 was
-    made for programs that call select().
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        except (OSError, ValueError) as error:
-            log.debug("the limit of descriptors stays at %d: %s", soft, error)

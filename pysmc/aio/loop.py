@@ -107,11 +107,15 @@ class Loop(asyncio.SelectorEventLoop):
             if self.is_closed():
                 message = "Event loop is closed"
                 raise RuntimeError(message)
-            driver = self._driver = Driver(self, self.config, self._watch_device)
+            driver = self._driver = self._make_driver()
             if self.config.fallback == "allow":
                 self._plain_client = driver.on_tcp("client", PEER_NO_SMC).info
                 self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
         return driver
+
+    def _make_driver(self) -> Driver:
+        """Make the driver; a loop of another world gives it another opener."""
+        return Driver(self, self.config, self._watch_device)
 
     def _watch_device(self, driver: Driver, device: Device) -> None:
         self.add_reader(device.fileno(), driver.pump, device)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 
 import pytest
 
 from pysmc.aio import driver as driver_module
-from pysmc.aio.driver import Driver, is_tcp, raise_descriptor_limit
+from pysmc.aio.driver import Driver, is_tcp
 from pysmc.config import Config
 from pysmc.core.events import News
-from pysmc.errors import ConnectionReset, Declined, FabricError, FabricUnavailable
+from pysmc.errors import ConnectionReset, Declined, FabricError
 from pysmc.fabric import shm
 from pysmc.fabric.base import Completion, CompletionKind, Status, Update
 from pysmc.reasons import reason
@@ -66,50 +65,6 @@ def test_nothing_is_opened_before_it_is_needed(kit) -> None:
         assert "closed" in repr(driver)
 
     kit.run(scenario)
-
-
-def test_a_fabric_that_is_not_there_is_remembered(kit, monkeypatch, caplog) -> None:
-    tried = []
-
-    def missing(name, **options):
-        tried.append(name)
-        raise FabricUnavailable("open shm", "UNAVAILABLE", "no memfd here")
-
-    monkeypatch.setattr(driver_module, "open_device", missing)
-
-    async def scenario() -> None:
-        driver = Driver(asyncio.get_running_loop(), Config())
-        why = driver.open()
-        assert why.name == "NO_DEVICE"
-        assert "shm: no memfd here." in why.text
-        assert driver.open() is why
-        assert tried == ["shm"]
-        driver.close()
-
-    kit.run(scenario)
-    assert "no memfd here" in caplog.text
-
-
-def test_the_limit_of_descriptors_is_raised(monkeypatch) -> None:
-    limits = {"now": (100, 4096)}
-    monkeypatch.setattr(resource, "getrlimit", lambda which: limits["now"])
-
-    def setrlimit(which, new) -> None:
-        limits["now"] = new
-
-    monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    raise_descriptor_limit()
-    assert limits["now"] == (4096, 4096)
-    raise_descriptor_limit()
-    assert limits["now"] == (4096, 4096)
-
-    def forbidden(which, new):
-        raise ValueError("not allowed")
-
-    limits["now"] = (100, 4096)
-    monkeypatch.setattr(resource, "setrlimit", forbidden)
-    raise_descriptor_limit()
-    assert limits["now"] == (100, 4096)
 
 
 def test_outcomes_on_tcp_are_shared(kit) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import pytest
 
 import pysmc
-from pysmc.aio import driver as driver_module
+from pysmc.aio import devices as devices_module
 from pysmc.config import Config
 from pysmc.errors import FabricError
 
@@ -118,7 +118,7 @@ def test_at_its_limit_a_server_declines() -> None:
 def test_a_passing_lack_of_descriptors_is_not_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = driver_module.open_device
+    real = devices_module.open_device
     failures = [FabricError("open", "NO_MEMORY", "EMFILE"), OSError(errno.EMFILE, "x")]
 
     def scarce(*args: Any, **options: Any) -> Any:
@@ -133,7 +133,7 @@ def test_a_passing_lack_of_descriptors_is_not_remembered(
         ]
 
     with Served(Config()) as served:
-        monkeypatch.setattr(driver_module, "open_device", scarce)
+        monkeypatch.setattr(devices_module, "open_device", scarce)
         assert run(three(served.port), Config()) == ["LIMIT", "LIMIT", "None"]
 
 
@@ -144,6 +144,6 @@ def test_a_listed_peer_without_any_answer_is_reset(
         raise OSError(errno.EMFILE, "no descriptors")
 
     with Served(Config(**LISTED)) as served:
-        monkeypatch.setattr(driver_module, "open_device", scarce)
+        monkeypatch.setattr(devices_module, "open_device", scarce)
         with pytest.raises(ConnectionError, match="nothing left to answer"):
             run(echo(served.port), Config(**LISTED))

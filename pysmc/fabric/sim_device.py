@@ -414,7 +414,7 @@ class SimDevice(Device):
     """A device of a simulated network."""
 
     fabric = "sim"
-    eid = None
+    eid: str | None = None
 
     def __init__(self, network: SimNetwork, peer_id: bytes) -> None:
         if len(peer_id) != 8:

@@ -19,11 +19,10 @@ from pysmc.aio.driver import NOT_MARKED, is_tcp
 from pysmc.aio.foreign import (
     SmcStreamWriter,
     foreign_driver,
-    refuse_tls,
     uses_own_loop,
 )
 from pysmc.aio.negotiation import negotiate_client
-from pysmc.aio.transport import SmcTransport
+from pysmc.aio.tls import check_client_tls, make_transport
 from pysmc.reasons import Reason
 
 if TYPE_CHECKING:
@@ -35,6 +34,12 @@ __all__ = ["open_connection"]
 
 STREAM_LIMIT = 2**16
 """asyncio's own default of the reader's buffer in bytes."""
+TLS_OPTIONS = (
+    "ssl",
+    "server_hostname",
+    "ssl_handshake_timeout",
+    "ssl_shutdown_timeout",
+)
 
 
 async def open_connection(
@@ -54,7 +59,8 @@ async def open_connection(
         config: How to take part; from the environment by default. On a pysmc loop it
             is the loop's.
         **kwargs: On a pysmc loop everything that asyncio.open_connection takes; on a
-            foreign one family, proto, flags, local_addr and sock.
+            foreign one family, proto, flags, local_addr, sock, ssl, server_hostname,
+            ssl_handshake_timeout and ssl_shutdown_timeout.
 
     Returns:
         Reader and writer; ``writer.get_extra_info("smc")`` is a `ConnectionInfo`.
@@ -62,12 +68,13 @@ async def open_connection(
     Raises:
         Declined: SMC-R is required and not possible.
         HandshakeTimeout: The peer speaks SMC, but did not answer in time.
-        NotImplementedError: ssl= on a foreign loop.
-        OSError: The connection could not be made.
+        OSError: The connection could not be made, or TLS not begun (ssl.SSLError).
+        ValueError: Arguments that do not go together.
     """
     if uses_own_loop(config):
         return await asyncio.open_connection(host, port, limit=limit, **kwargs)
-    refuse_tls(kwargs.pop("ssl", None))
+    given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
+    tls = check_client_tls(host, **given)
     loop = asyncio.get_running_loop()
     driver = await foreign_driver(config)
     sock, found = await _connect(driver, host, port, **kwargs)
@@ -76,15 +83,9 @@ async def open_connection(
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport: Any
     if outcome.negotiation is None:
-        transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
     else:
-        waiter = loop.create_future()
-        transport = SmcTransport(driver, sock, protocol, outcome, waiter=waiter)
-        try:
-            await waiter
-        except BaseException:
-            transport.close()
-            raise
+        transport = await make_transport(driver, sock, protocol, outcome, **tls)
     writer = SmcStreamWriter(transport, protocol, reader, loop, outcome.info)
     return reader, writer
 

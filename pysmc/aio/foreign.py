@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from pysmc.info import ConnectionInfo
 
-__all__ = ["SmcStreamWriter", "foreign_driver", "refuse_tls", "uses_own_loop"]
+__all__ = ["SmcStreamWriter", "foreign_driver", "uses_own_loop"]
 
 _Entry = tuple[Driver, "AsyncGenerator[None, None]"]
 _drivers: dict[asyncio.AbstractEventLoop, dict[Config, _Entry]] = {}
@@ -73,20 +73,6 @@ def uses_own_loop(config: Config | None) -> bool:
         )
         raise ValueError(message)
     return True
-
-
-def refuse_tls(ssl: Any) -> None:
-    """Refuse TLS where only public calls of a foreign loop may be used.
-
-    Raises:
-        NotImplementedError: `ssl` is set; the text names the way out.
-    """
-    if ssl:
-        message = (
-            "ssl= needs a pysmc loop: start the program with pysmc.run(main()) or "
-            "give pysmc.new_event_loop as its loop factory"
-        )
-        raise NotImplementedError(message)
 
 
 async def foreign_driver(config: Config | None) -> Driver:

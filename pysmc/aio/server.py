@@ -18,17 +18,16 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
-from pysmc.aio.client import STREAM_LIMIT
+from pysmc.aio.client import STREAM_LIMIT, TLS_OPTIONS
 from pysmc.aio.driver import NOT_MARKED, is_tcp
 from pysmc.aio.foreign import (
     SmcStreamWriter,
     foreign_driver,
-    refuse_tls,
     uses_own_loop,
 )
 from pysmc.aio.loop import log_lost
 from pysmc.aio.negotiation import negotiate_server
-from pysmc.aio.transport import SmcTransport
+from pysmc.aio.tls import check_server_tls, make_transport
 from pysmc.errors import SmcError
 
 if TYPE_CHECKING:
@@ -69,26 +68,28 @@ async def start_server(
         config: How to take part; from the environment by default. On a pysmc loop it
             is the loop's.
         **kwargs: On a pysmc loop everything that asyncio.start_server takes; on a
-            foreign one family, flags, sock, backlog, reuse_address, reuse_port and
-            start_serving.
+            foreign one family, flags, sock, backlog, reuse_address, reuse_port,
+            start_serving, ssl, ssl_handshake_timeout and ssl_shutdown_timeout.
 
     Returns:
         The server.
 
     Raises:
-        NotImplementedError: ssl= on a foreign loop.
         OSError: The address could not be bound.
+        TypeError: `ssl` is a bool.
+        ValueError: Arguments that do not go together.
     """
     if uses_own_loop(config):
         return await asyncio.start_server(
             client_connected_cb, host, port, limit=limit, **kwargs
         )
-    refuse_tls(kwargs.pop("ssl", None))
+    given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
+    tls = check_server_tls(**given)
     start_serving = kwargs.pop("start_serving", True)
     backlog = kwargs.pop("backlog", 100)
     driver = await foreign_driver(config)
     sockets = await _listeners(driver.loop, host, port, **kwargs)
-    server = SmcServer(driver, sockets, client_connected_cb, limit, backlog)
+    server = SmcServer(driver, sockets, client_connected_cb, limit, backlog, tls)
     if start_serving:
         await server.start_serving()
     return server
@@ -176,6 +177,7 @@ class SmcServer(asyncio.AbstractServer):
         callback: See `start_server`.
         limit: Of each reader in bytes.
         backlog: Of the listeners, and the most that is accepted in one turn.
+        tls: What `check_server_tls` gave.
     """
 
     def __init__(
@@ -185,12 +187,14 @@ class SmcServer(asyncio.AbstractServer):
         callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
         limit: int,
         backlog: int,
+        tls: dict[str, Any] | None = None,
     ) -> None:
         self._driver = driver
         self._sockets: list[socket.socket] | None = sockets
         self.callback = callback
         self.limit = limit
         self._backlog = backlog
+        self._tls = tls or {}
         self._serving = False
         self._announcements: list[Announcement] = []
         self._pauses: dict[socket.socket, asyncio.TimerHandle] = {}
@@ -273,13 +277,17 @@ class SmcServer(asyncio.AbstractServer):
         self._wake()
 
     def close_clients(self) -> None:
-        """Close every connection."""
+        """Close every connection, also those whose handshake goes on."""
+        for task in list(self._tasks):
+            task.cancel()
         for client in list(self.clients):
             if client.transport is not None:
                 client.transport.close()
 
     def abort_clients(self) -> None:
-        """Abort every connection."""
+        """Abort every connection, also those whose handshake goes on."""
+        for task in list(self._tasks):
+            task.cancel()
         for client in list(self.clients):
             if client.transport is not None:
                 client.transport.abort()
@@ -364,11 +372,26 @@ class SmcServer(asyncio.AbstractServer):
                 outcome.negotiation.drop()
             conn.close()
             return
-        protocol = _ServedProtocol(self, outcome.info)
-        if outcome.negotiation is not None:
-            SmcTransport(driver, conn, protocol, outcome, extra={"peername": peer})
-        else:
-            await driver.loop.connect_accepted_socket(lambda: protocol, conn)
+        try:
+            await self._begin(conn, peer, outcome)
+        except OSError as error:
+            # As in asyncio: a client that fails at TLS is a matter for debugging.
+            log_lost(error, peer)
+            if driver.loop.get_debug():
+                raise
+
+    async def _begin(self, conn: socket.socket, peer: Any, outcome: Outcome) -> None:
+        driver, protocol = self._driver, _ServedProtocol(self, outcome.info)
+        if outcome.negotiation is None:
+            await driver.loop.connect_accepted_socket(
+                lambda: protocol, conn, **self._tls
+            )
+            return
+        side = {"server_side": True} if self._tls else {}
+        extra = {"peername": peer}
+        await make_transport(
+            driver, conn, protocol, outcome, extra=extra, **side, **self._tls
+        )
 
     async def _negotiate(self, conn: socket.socket) -> Outcome:
         driver = self._driver

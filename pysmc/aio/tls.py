@@ -23,7 +23,145 @@ if TYPE_CHECKING:
     from pysmc.aio.driver import Driver
     from pysmc.aio.negotiation import Outcome
 
-__all__ = ["make_tls_transport", "start_tls"]
+__all__ = [
+    "check_client_tls",
+    "check_server_tls",
+    "make_tls_transport",
+    "make_transport",
+    "start_tls",
+]
+
+
+def check_client_tls(
+    host: str | None,
+    *,
+    ssl: Any = None,
+    server_hostname: str | None = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> dict[str, Any]:
+    """Check a client's arguments before anything is connected, as asyncio does.
+
+    Args:
+        host: What the client connects to; the server's name if no other is given.
+        ssl: A context, True for the default one; falsy for no TLS.
+        server_hostname: The name that the server's certificate must have; empty to
+            compare none.
+        ssl_handshake_timeout: Seconds; 60 by default.
+        ssl_shutdown_timeout: Seconds; 30 by default.
+
+    Returns:
+        Arguments for `make_transport`, and for the loop's own create_connection.
+
+    Raises:
+        ValueError: Arguments that do not go together.
+    """
+    options = _of_tls_only(
+        ssl,
+        server_hostname=server_hostname,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+    )
+    if ssl and server_hostname is None:
+        if not host:
+            message = "You must set server_hostname when using ssl without a host"
+            raise ValueError(message)
+        options["server_hostname"] = host
+    return options
+
+
+def check_server_tls(
+    *,
+    ssl: Any = None,
+    ssl_handshake_timeout: float | None = None,
+    ssl_shutdown_timeout: float | None = None,
+) -> dict[str, Any]:
+    """Check a server's arguments before it listens, as asyncio does.
+
+    Args:
+        ssl: A context; None for no TLS.
+        ssl_handshake_timeout: Seconds; 60 by default.
+        ssl_shutdown_timeout: Seconds; 30 by default.
+
+    Returns:
+        Arguments for `make_transport`, and for the loop's connect_accepted_socket.
+
+    Raises:
+        TypeError: `ssl` is a bool: a server has no default certificate.
+        ValueError: Arguments that do not go together.
+    """
+    if isinstance(ssl, bool):
+        message = "ssl argument must be an SSLContext or None"
+        raise TypeError(message)
+    return _of_tls_only(
+        ssl,
+        ssl_handshake_timeout=ssl_handshake_timeout,
+        ssl_shutdown_timeout=ssl_shutdown_timeout,
+    )
+
+
+def _of_tls_only(ssl: Any, **options: Any) -> dict[str, Any]:
+    """Leave out what was not given, so that a loop which does not know it may serve."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if not ssl:
+        for name in given:
+            message = f"{name} is only meaningful with ssl"
+            raise ValueError(message)
+        return {}
+    return {"ssl": ssl, **given}
+
+
+async def make_transport(
+    driver: Driver,
+    sock: socket.socket,
+    protocol: asyncio.BaseProtocol,
+    outcome: Outcome,
+    *,
+    ssl: Any = None,
+    extra: dict[str, Any] | None = None,
+    **options: Any,
+) -> asyncio.Transport:
+    """Make the transport of a connection on SMC-R, and wait for connection_made.
+
+    Args:
+        driver: Of the running loop.
+        sock: The TCP socket of the connection; it belongs to the transport from now on.
+        protocol: Of the application.
+        outcome: What the negotiation of this socket ended with: a connection.
+        ssl: A context, True for the client's default; falsy for no TLS.
+        extra: See `SmcTransport`.
+        **options: Of `make_tls_transport`, for TLS.
+
+    Raises:
+        ValueError: An argument is not allowed; the connection is ended.
+        ssl.SSLError: The handshake failed; likewise.
+        ConnectionAbortedError: The handshake took too long; likewise.
+        ConnectionResetError: The peer ended the connection instead; likewise.
+    """
+    waiter = driver.loop.create_future()
+    transport: asyncio.Transport
+    if ssl:
+        context = None if isinstance(ssl, bool) else ssl
+        transport = make_tls_transport(
+            driver,
+            sock,
+            protocol,
+            context,
+            outcome,
+            waiter=waiter,
+            extra=extra,
+            **options,
+        )
+    else:
+        transport = SmcTransport(
+            driver, sock, protocol, outcome, waiter=waiter, extra=extra
+        )
+    try:
+        await waiter
+    except BaseException:
+        transport.close()
+        raise
+    return transport
 
 
 async def start_tls(

@@ -133,8 +133,8 @@ def test_arguments_of_a_foreign_loop(kit, foreign) -> None:
             assert await reader.readline() == b"smcr server\n"
             writer.close()
             await writer.wait_closed()
-            with pytest.raises(NotImplementedError, match=r"pysmc\.run"):
-                await pysmc.open_connection(HOST, port, ssl=True)
+            with pytest.raises(ValueError, match="only meaningful with ssl"):
+                await pysmc.open_connection(HOST, port, server_hostname="other")
             with pytest.raises(TypeError):
                 await pysmc.open_connection(HOST, port, happy_eyeballs_delay=1)
             with pytest.raises(ValueError, match="same time"):

@@ -55,12 +55,6 @@ def test_uses_own_loop(kit) -> None:
     assert kit.run(scenario, factory=asyncio.new_event_loop) is False
 
 
-def test_tls_is_refused_with_the_way_out() -> None:
-    foreign.refuse_tls(None)
-    with pytest.raises(NotImplementedError, match=r"pysmc\.run\(main\(\)\)"):
-        foreign.refuse_tls(ssl=True)
-
-
 @pytest.mark.filterwarnings("ignore:This process")
 def test_a_forked_child_is_refused(kit) -> None:
     async def scenario() -> None:

@@ -522,7 +522,10 @@ class Offer:
             self._settle(tcp("MARK_LOST", "local", detail))
             return
         if not send(unix, OFFER + bytes([VERSION]) + self._id):
-            self._settle(tcp("MARK_LOST", "peer", "It closed its rendezvous."))
+            # A client that refuses our user says so as soon as we connect, and leaves.
+            said = receive(unix) or b""
+            gone = tcp("MARK_LOST", "peer", "It closed its rendezvous.")
+            self._settle(answer_of(said) if said[:1] == NO else gone)
             return
         self._offered = True
         self._loop.add_reader(unix.fileno(), self._on_answer)

@@ -119,18 +119,32 @@ async def test_name_belongs_to_a_newer_connection(
     other.close()
 
 
+@pytest.mark.parametrize(
+    ("last_words", "expected"),
+    [
+        (b"", "MARK_LOST/peer"),
+        (NO + bytes([Refusal.FOREIGN]), "FOREIGN_USER/peer"),
+        (GO, "MARK_LOST/peer"),  # there was no offer that it could have meant
+    ],
+)
 async def test_client_that_closes_its_rendezvous_as_we_offer(
-    kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
+    kit: Any,
+    ends: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    last_words: bytes,
+    expected: str,
 ) -> None:
     _, server = ends
     sock, conn = await kit.unmarked_pair()
     other = OtherClient(sock, kit.rendezvous_of(sock))
 
     def close_meanwhile(*_: object) -> None:
+        other.unix, _ = other.listener.accept()
+        other.unix.send(last_words)
         other.close()
 
     monkeypatch.setattr(Users, "foreign", close_meanwhile)
-    assert kit.short(await server.confirm(conn)) == "MARK_LOST/peer"
+    assert kit.short(await server.confirm(conn)) == expected
 
 
 async def test_server_that_gives_up_reads_what_was_answered(kit: Any) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -144,14 +145,18 @@ class Programs:
         self.started: list[Process] = []
         self.may_complain: set[Process] = set()
 
-    def start(
+    def start(self, *arguments: Any, **options: Any) -> Process:
+        """Start Python with arguments; the options are those of `program`."""
+        return self.program(sys.executable, *arguments, **options)
+
+    def program(
         self,
-        *arguments: Any,
+        *command: Any,
         env: dict[str, str] | None = None,
         is_measured: bool = True,
         **options: Any,
     ) -> Process:
-        """Start Python with arguments.
+        """Start a program with arguments.
 
         PYSMC_ variables are those of env only. With is_measured=False the process does
         not take part in a measurement of coverage, which would only make it slow.
@@ -165,7 +170,7 @@ class Programs:
         environment |= {"PYTHONUNBUFFERED": "1"} | (env or {})
         options.setdefault("cwd", self._folder)
         process = Process(
-            [sys.executable, *map(str, arguments)],
+            [*map(str, command)],
             self._folder / f"stderr-{len(self.started)}.txt",
             environment,
             **options,
@@ -173,13 +178,17 @@ class Programs:
         self.started.append(process)
         return process
 
-    def script(self, name: str, *arguments: Any, **options: Any) -> Process:
-        """Start one of the programs of this folder on its own."""
-        return self.start(PROGRAMS / f"{name}.py", *arguments, **options)
+    def script(
+        self, name: str, *arguments: Any, flags: tuple[str, ...] = (), **options: Any
+    ) -> Process:
+        """Start one of the programs of this folder on its own, with Python's flags."""
+        return self.start(*flags, PROGRAMS / f"{name}.py", *arguments, **options)
 
-    def under_pysmc(self, name: str, *arguments: Any, **options: Any) -> Process:
+    def under_pysmc(
+        self, name: str, *arguments: Any, flags: tuple[str, ...] = (), **options: Any
+    ) -> Process:
         """Start one of the programs of this folder with ``pysmc run``."""
-        run = ("-m", "pysmc", "run", PROGRAMS / f"{name}.py")
+        run = (*flags, "-m", "pysmc", "run", PROGRAMS / f"{name}.py")
         return self.start(*run, *arguments, **options)
 
     def agent(self, *arguments: Any, **options: Any) -> Process:
@@ -269,6 +278,14 @@ def wait_until():
             select.select([], [], [], 0.02)
 
     return wait
+
+
+@pytest.fixture
+def free_port() -> int:
+    """Find a TCP port for a program that cannot choose one and tell it."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @pytest.fixture

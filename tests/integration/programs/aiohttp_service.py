@@ -1,6 +1,7 @@
 """An aiohttp service that knows nothing of pysmc, except that it can be asked.
 
-It prints its port, and ends when its standard input does.
+On its own it prints its port, and ends when its standard input does; gunicorn finds
+``app``. The environment's BIG_FILE is what ``/download`` gives.
 """
 
 # ruff: noqa: T201  # a program answers on standard output
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -39,7 +41,7 @@ async def upload(request: web.Request) -> web.Response:
 
 async def download(_request: web.Request) -> web.FileResponse:
     """Give the big file, by sendfile where the transport has it."""
-    return web.FileResponse(Path(sys.argv[1]))
+    return web.FileResponse(Path(os.environ["BIG_FILE"]))
 
 
 async def number(request: web.Request) -> web.Response:
@@ -72,17 +74,22 @@ async def talk(request: web.Request) -> web.WebSocketResponse:
 PEERS: web.AppKey[Any] = web.AppKey("peers", Counter)
 
 
+async def app() -> web.Application:
+    """Make the application."""
+    made = web.Application()
+    made[PEERS] = Counter()
+    made.router.add_get("/describe", describe)
+    made.router.add_post("/upload", upload)
+    made.router.add_get("/download", download)
+    made.router.add_get("/number/{number}", number)
+    made.router.add_get("/count", count)
+    made.router.add_get("/talk", talk)
+    return made
+
+
 async def main() -> None:
     """Serve until standard input ends."""
-    app = web.Application()
-    app[PEERS] = Counter()
-    app.router.add_get("/describe", describe)
-    app.router.add_post("/upload", upload)
-    app.router.add_get("/download", download)
-    app.router.add_get("/number/{number}", number)
-    app.router.add_get("/count", count)
-    app.router.add_get("/talk", talk)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(await app(), access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print(runner.addresses[0][1], flush=True)

@@ -21,7 +21,13 @@ import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
-from pysmc.aio.negotiation import Outcome, negotiate_client, negotiate_server
+from pysmc.aio.negotiation import (
+    Outcome,
+    begin,
+    begun,
+    negotiate_client,
+    negotiate_server,
+)
 from pysmc.aio.selector import FabricSelector
 from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.tls import make_tls_transport
@@ -301,8 +307,10 @@ class Loop(asyncio.SelectorEventLoop):
                 found = marked or driver.discovery.inspect(conn)
             if found is not PEER_NO_SMC or self._plain_server is None:
                 why = driver.judge(conn, found)
-                return self._negotiate_and_accept(
-                    why, protocol_factory, conn, extra, sslcontext, server, *args
+                return begin(
+                    self._negotiate_and_accept(
+                        why, protocol_factory, conn, extra, sslcontext, server, *args
+                    )
                 )
             extra["smc"] = self._plain_server
         return super()._accept_connection2(  # type: ignore[misc,no-any-return]
@@ -320,10 +328,14 @@ class Loop(asyncio.SelectorEventLoop):
         *args: Any,
     ) -> None:
         try:
+            await begun()
             outcome = await self._settle_accepted(conn, why)
         except (SmcError, OSError) as error:
             log_lost(error, extra.get("peername"))
             return
+        except BaseException:
+            conn.close()
+            raise
         if outcome.negotiation is not None and _is_closed(server):
             # Stock asyncio would find out when it makes the transport.
             outcome.negotiation.drop()

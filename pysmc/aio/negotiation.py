@@ -15,8 +15,9 @@ Reference: RFC 7609 section 3.5.1; kernel counterparts: smc_clc.c, af_smc.c.
 
 from __future__ import annotations
 
+import types
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core.events import News
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
@@ -25,6 +26,7 @@ from pysmc.reasons import Reason
 if TYPE_CHECKING:
     import asyncio
     import socket
+    from collections.abc import Coroutine, Generator
 
     from pysmc.aio.driver import Driver
     from pysmc.core.connection import Connection
@@ -37,6 +39,8 @@ __all__ = [
     "Negotiation",
     "Outcome",
     "as_connection_error",
+    "begin",
+    "begun",
     "negotiate_client",
     "negotiate_server",
     "unread_bytes",
@@ -53,6 +57,28 @@ class Outcome(NamedTuple):
     """What the application is told."""
     negotiation: Negotiation | None = None
     """Holds the connection on SMC-R; None when the socket goes on as plain TCP."""
+
+
+@types.coroutine
+def begun() -> Generator[None, None, None]:
+    """Await this where `begin` is to stop."""
+    yield
+
+
+def begin(coroutine: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
+    """Let a coroutine own what it was given before it has a task.
+
+    A task that is cancelled before its first step never enters its coroutine, so that
+    nobody would close an accepted socket.
+
+    Args:
+        coroutine: Awaits `begun` first of all, inside of what cleans up.
+
+    Returns:
+        The same, for a task or an await.
+    """
+    coroutine.send(None)
+    return coroutine
 
 
 async def negotiate_client(

@@ -342,6 +342,28 @@ def test_cancelling_a_first_contact(kit) -> None:
     assert turns > 5
 
 
+def test_a_task_that_never_began_closes_what_it_was_given(kit) -> None:
+    ends = []
+
+    async def serve() -> None:
+        try:
+            await negotiation.begun()
+            ends.append("went on")
+        finally:
+            ends.append("closed")
+
+    async def scenario() -> None:
+        await asyncio.create_task(negotiation.begin(serve()))
+        task = asyncio.create_task(negotiation.begin(serve()))
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        negotiation.begin(serve()).close()
+
+    kit.run(scenario)
+    assert ends == ["went on", "closed", "closed", "closed"]
+
+
 # --- the hand-over
 
 

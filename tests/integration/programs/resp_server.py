@@ -39,8 +39,8 @@ def encode(value: Any, protocol: int) -> bytes:
             return b"-ERR %s\r\n" % str(value).encode()
         case list():
             mark = b">" if isinstance(value, Push) and protocol == 3 else b"*"
-            items = b"".join(encode(item, protocol) for item in value)
-            return b"%s%d\r\n%s" % (mark, len(value), items)
+            coded = b"".join(encode(item, protocol) for item in value)
+            return b"%s%d\r\n%s" % (mark, len(value), coded)
         case dict():
             items = [item for pair in value.items() for item in pair]
             if protocol < 3:
@@ -89,7 +89,7 @@ class Client:
             count = sum(self in who for who in self.channels.values())
             self.send(Push([name.lower().encode(), channel, count]))
 
-    def _do(self, name: str, *arguments: bytes) -> Any:
+    def _do(self, name: str, *arguments: Any) -> Any:
         match name, *arguments:
             case "HELLO", version:
                 self._protocol = int(version)

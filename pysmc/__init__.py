@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pysmc.aio.client import open_connection
     from pysmc.aio.loop import Loop, new_event_loop, run
     from pysmc.aio.server import start_server
+    from pysmc.aio.streams import StreamReader, StreamWriter
     from pysmc.config import Config
     from pysmc.errors import (
         ConnectionAborted,
@@ -52,6 +53,8 @@ __all__ = [
     "Reason",
     "RemoteProtocolError",
     "SmcError",
+    "StreamReader",
+    "StreamWriter",
     "__version__",
     "new_event_loop",
     "open_connection",
@@ -63,6 +66,7 @@ _HOMES = {
     "pysmc.aio.client": ("open_connection",),
     "pysmc.aio.loop": ("Loop", "new_event_loop", "run"),
     "pysmc.aio.server": ("start_server",),
+    "pysmc.aio.streams": ("StreamReader", "StreamWriter"),
     "pysmc.config": ("Config",),
     "pysmc.errors": (
         "ConnectionAborted",

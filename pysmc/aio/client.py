@@ -1,9 +1,9 @@
 """`open_connection` on any running loop.
 
-On our own loop it is asyncio's. On a foreign one it connects by public calls of the
-loop, negotiates, and then makes our transport or lets the loop make its own on the same
-socket. Decides which addresses are tried and in which order; the rest is
-`pysmc.aio.negotiation`.
+On our own loop it connects as asyncio does. On a foreign one it connects by public
+calls of the loop, negotiates, and then makes our transport or lets the loop make its
+own on the same socket. Decides which addresses are tried and in which order; the rest
+is `pysmc.aio.negotiation`.
 
 Source: the asyncio documentation, "Streams"; kernel counterpart: af_smc.c.
 """
@@ -16,12 +16,14 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 from pysmc.aio.driver import NOT_MARKED, is_tcp
-from pysmc.aio.foreign import (
-    SmcStreamWriter,
-    foreign_driver,
-    uses_own_loop,
-)
+from pysmc.aio.foreign import foreign_driver, uses_own_loop
 from pysmc.aio.negotiation import negotiate_client
+from pysmc.aio.streams import (
+    STREAM_LIMIT,
+    StreamReader,
+    StreamWriter,
+    client_protocol,
+)
 from pysmc.aio.tls import check_client_tls, make_transport
 from pysmc.reasons import Reason
 
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["open_connection"]
 
-STREAM_LIMIT = 2**16
-"""asyncio's own default of the reader's buffer in bytes."""
 TLS_OPTIONS = (
     "ssl",
     "server_hostname",
@@ -49,13 +49,13 @@ async def open_connection(
     limit: int = STREAM_LIMIT,
     config: Config | None = None,
     **kwargs: Any,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+) -> tuple[StreamReader, StreamWriter]:
     """Open a stream, over SMC-R where the peer can, on any running loop.
 
     Args:
         host: Name or numeric address.
         port: Port number or service name.
-        limit: The reader's buffer in bytes.
+        limit: See `StreamReader`.
         config: How to take part; from the environment by default. On a pysmc loop it
             is the loop's.
         **kwargs: On a pysmc loop everything that asyncio.open_connection takes; on a
@@ -71,23 +71,25 @@ async def open_connection(
         OSError: The connection could not be made, or TLS not begun (ssl.SSLError).
         ValueError: Arguments that do not go together.
     """
+    loop: Any = asyncio.get_running_loop()
+    transport: Any
     if uses_own_loop(config):
-        return await asyncio.open_connection(host, port, limit=limit, **kwargs)
+        reader, protocol = client_protocol(loop, limit)
+        transport, _ = await loop.create_connection(
+            lambda: protocol, host, port, **kwargs
+        )
+        return reader, StreamWriter(transport, protocol, reader, loop)
     given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
     tls = check_client_tls(host, **given)
-    loop = asyncio.get_running_loop()
     driver = await foreign_driver(config)
     sock, found = await _connect(driver, host, port, **kwargs)
     outcome = await negotiate_client(driver, sock, found)
-    reader = asyncio.StreamReader(limit=limit, loop=loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport: Any
+    reader, protocol = client_protocol(loop, limit)
     if outcome.negotiation is None:
         transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
     else:
         transport = await make_transport(driver, sock, protocol, outcome, **tls)
-    writer = SmcStreamWriter(transport, protocol, reader, loop, outcome.info)
-    return reader, writer
+    return reader, StreamWriter(transport, protocol, reader, loop, outcome.info)
 
 
 async def _connect(

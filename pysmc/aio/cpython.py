@@ -27,6 +27,8 @@ __all__ = [
     "detach",
     "guard_protocol",
     "is_of_asyncio",
+    "is_served",
+    "replace_transport",
     "sendfile_by_fallback",
     "start_tls_of_asyncio",
     "tls_protocol",
@@ -137,6 +139,23 @@ def sendfile_by_fallback() -> Any:
 def is_of_asyncio(transport: Any) -> bool:
     """Tell whether a transport is of asyncio's kind: ours, or asyncio's TLS over it."""
     return isinstance(transport, transports._FlowControlMixin)  # noqa: SLF001
+
+
+def is_served(protocol: Any) -> bool:
+    """Tell whether a stream's protocol was made with a callback, as servers do."""
+    return getattr(protocol, "_client_connected_cb", None) is not None
+
+
+def replace_transport(
+    writer: asyncio.StreamWriter, protocol: Any, transport: asyncio.Transport
+) -> None:
+    """Let a stream go on over TLS.
+
+    The protocol has a method for it, which has another name from 3.13.
+    """
+    writer._transport = transport  # type: ignore[attr-defined]  # noqa: SLF001
+    protocol._transport = transport  # noqa: SLF001
+    protocol._over_ssl = True  # noqa: SLF001
 
 
 def start_tls_of_asyncio(loop: asyncio.AbstractEventLoop) -> Any:

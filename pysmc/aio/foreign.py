@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pysmc.aio.driver import Driver
 from pysmc.aio.loop import Loop
@@ -20,41 +20,10 @@ from pysmc.config import Config
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from pysmc.info import ConnectionInfo
-
-__all__ = ["SmcStreamWriter", "foreign_driver", "uses_own_loop"]
+__all__ = ["foreign_driver", "uses_own_loop"]
 
 _Entry = tuple[Driver, "AsyncGenerator[None, None]"]
 _drivers: dict[asyncio.AbstractEventLoop, dict[Config, _Entry]] = {}
-
-
-class SmcStreamWriter(asyncio.StreamWriter):
-    """A stream writer that knows its `ConnectionInfo`, whatever transport it has.
-
-    Args:
-        transport: What carries the bytes.
-        protocol: The stream's protocol.
-        reader: The stream's reader.
-        loop: The running loop.
-        info: What ``get_extra_info("smc")`` answers.
-    """
-
-    def __init__(
-        self,
-        transport: asyncio.WriteTransport,
-        protocol: asyncio.StreamReaderProtocol,
-        reader: asyncio.StreamReader,
-        loop: asyncio.AbstractEventLoop,
-        info: ConnectionInfo,
-    ) -> None:
-        super().__init__(transport, protocol, reader, loop)
-        self._smc_info = info
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Tell about the connection; "smc" is always known."""
-        if name == "smc":
-            return self._smc_info
-        return super().get_extra_info(name, default)
 
 
 def uses_own_loop(config: Config | None) -> bool:

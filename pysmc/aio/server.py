@@ -1,9 +1,9 @@
 """`start_server` on any running loop.
 
-On our own loop it is asyncio's. On a foreign one `SmcServer` listens and accepts by
-public calls of the loop; each accepted socket is negotiated and then gets our transport
-or the loop's own. Decides how many connections are accepted in one turn and what
-happens when descriptors run out.
+On our own loop it serves as asyncio does. On a foreign one `SmcServer` listens and
+accepts by public calls of the loop; each accepted socket is negotiated and then gets
+our transport or the loop's own. Decides how many connections are accepted in one turn
+and what happens when descriptors run out.
 
 Source: the asyncio documentation, "Streams" and "Server Objects"; kernel counterpart:
 af_smc.c.
@@ -18,15 +18,12 @@ import socket
 from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
-from pysmc.aio.client import STREAM_LIMIT, TLS_OPTIONS
+from pysmc.aio.client import TLS_OPTIONS
 from pysmc.aio.driver import NOT_MARKED, is_tcp
-from pysmc.aio.foreign import (
-    SmcStreamWriter,
-    foreign_driver,
-    uses_own_loop,
-)
+from pysmc.aio.foreign import foreign_driver, uses_own_loop
 from pysmc.aio.loop import log_lost
 from pysmc.aio.negotiation import negotiate_server
+from pysmc.aio.streams import STREAM_LIMIT, StreamReader, StreamWriter, serve_with
 from pysmc.aio.tls import check_server_tls, make_transport
 from pysmc.errors import SmcError
 
@@ -49,7 +46,7 @@ EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 async def start_server(
-    client_connected_cb: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
+    client_connected_cb: Callable[[StreamReader, StreamWriter], Any],
     host: str | Sequence[str] | None = None,
     port: int | str | None = None,
     *,
@@ -64,7 +61,7 @@ async def start_server(
             coroutine function.
         host: Name, numeric address, or several of them; None for all.
         port: Port number or service name; 0 chooses one.
-        limit: The reader's buffer in bytes.
+        limit: See `StreamReader`.
         config: How to take part; from the environment by default. On a pysmc loop it
             is the loop's.
         **kwargs: On a pysmc loop everything that asyncio.start_server takes; on a
@@ -80,8 +77,15 @@ async def start_server(
         ValueError: Arguments that do not go together.
     """
     if uses_own_loop(config):
-        return await asyncio.start_server(
-            client_connected_cb, host, port, limit=limit, **kwargs
+        loop: Any = asyncio.get_running_loop()
+        callback = serve_with(client_connected_cb)
+
+        def make() -> asyncio.StreamReaderProtocol:
+            reader = StreamReader(limit=limit, loop=loop)
+            return asyncio.StreamReaderProtocol(reader, callback, loop=loop)
+
+        return cast(
+            "asyncio.Server", await loop.create_server(make, host, port, **kwargs)
         )
     given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
     tls = check_server_tls(**given)
@@ -144,18 +148,10 @@ class _ServedProtocol(asyncio.StreamReaderProtocol):
 
     def __init__(self, server: SmcServer, info: ConnectionInfo) -> None:
         loop = server.get_loop()
-        reader = asyncio.StreamReader(limit=server.limit, loop=loop)
-        super().__init__(reader, self._on_stream, loop=loop)
+        reader = StreamReader(limit=server.limit, loop=loop)
+        super().__init__(reader, serve_with(server.callback, info), loop=loop)
         self._server = server
-        self._info = info
         self.transport: asyncio.Transport | None = None
-
-    def _on_stream(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> Any:
-        loop = self._server.get_loop()
-        own = SmcStreamWriter(writer.transport, self, reader, loop, self._info)
-        return self._server.callback(reader, own)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.
@@ -184,7 +180,7 @@ class SmcServer(asyncio.AbstractServer):
         self,
         driver: Driver,
         sockets: list[socket.socket],
-        callback: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any],
+        callback: Callable[[StreamReader, StreamWriter], Any],
         limit: int,
         backlog: int,
         tls: dict[str, Any] | None = None,

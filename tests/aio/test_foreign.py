@@ -83,7 +83,7 @@ def test_the_writer_always_knows(kit) -> None:
         async with await pysmc.start_server(serve, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             reader, writer = await pysmc.open_connection("127.0.0.1", port)
-            assert isinstance(writer, foreign.SmcStreamWriter)
+            assert isinstance(writer, pysmc.StreamWriter)
             assert writer.get_extra_info("smc").mode == "smcr"
             assert writer.get_extra_info("peername") == ("127.0.0.1", port)
             assert await reader.read() == b""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import gc
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,11 +19,28 @@ import uvloop
 
 import pysmc
 from pysmc.config import Config
+from pysmc.testing.authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _load(name: str) -> None:
+    """Load a helper that lies beside, under the name that test modules import."""
+    qualified = f"tests.aio.{name}"
+    if qualified not in sys.modules:
+        path = Path(__file__).with_name(f"{name}.py")
+        spec = importlib.util.spec_from_file_location(qualified, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+
+
+_load("tls_kit")
 HOST = "127.0.0.1"
 PATIENCE = 20.0
 """Seconds after which something that should have happened will not."""
@@ -257,3 +276,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def config(mode: str) -> Config:
     return Config() if mode == "smcr" else Config(discovery=())
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Certificates, good and bad."""
+    now = datetime.datetime.now(datetime.UTC)
+    return Authority(tmp_path_factory.mktemp("authority"), now)

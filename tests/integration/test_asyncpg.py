@@ -1,0 +1,142 @@
+"""asyncpg and a real PostgreSQL: directly over TCP, and over SMC-R up to a relay."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pwd
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from pysmc.testing.authority import Authority
+
+STRICT = ("-X", "dev", "-W", "error")
+REQUIRE = {"PYSMC_FALLBACK": "require"}
+DEADLINE = 30.0
+READY = "database system is ready to accept connections"
+SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
+    "dynamic_shared_memory_type": "mmap",
+    "shared_buffers": "16MB",
+    "fsync": "off",
+    "ssl": "on",
+    "ssl_cert_file": "server.pem",
+    "ssl_key_file": "server.pem",
+}
+
+
+def programs_of_postgresql() -> Path:
+    """Find the folder of PostgreSQL's programs; Debian keeps it off the path."""
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    path = os.pathsep.join([os.environ.get("PATH", ""), *map(str, places[-1:])])
+    found = shutil.which("initdb", path=path)
+    if found is None:
+        assert not os.environ.get("CI"), "CI brings postgresql"
+        pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
+    return Path(found).parent
+
+
+def owner():
+    """Give what starts a process as somebody else; PostgreSQL refuses root."""
+    if os.geteuid() != 0:
+        return {}
+    users = {entry.pw_name: entry for entry in pwd.getpwall()}
+    user = users.get("postgres") or users["nobody"]
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+@contextlib.contextmanager
+def running(command, log, **options):
+    """Run PostgreSQL from its readiness to its end."""
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, **options) as server,
+    ):
+        end = time.monotonic() + DEADLINE
+        while READY not in log.read_text(errors="replace"):
+            if server.poll() is not None or time.monotonic() > end:
+                server.kill()
+                pytest.fail(log.read_text(errors="replace"))
+            select.select([], [], [], 0.02)
+        try:
+            yield
+        finally:
+            # A fast shutdown: it ends the connections that are left.
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(DEADLINE)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+@pytest.fixture(scope="module")
+def database():
+    """Start a PostgreSQL of its own; gives its port and its authority's file."""
+    programs, user = programs_of_postgresql(), owner()
+    with tempfile.TemporaryDirectory(prefix="postgres-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        data.mkdir()
+        if user:
+            folder.chmod(0o711)
+            os.chown(data, user["user"], user["group"])
+        initdb = [str(programs / "initdb"), "-D", str(data), "-U", "tester"]
+        subprocess.run(
+            [*initdb, "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"],
+            check=True, capture_output=True, timeout=DEADLINE, cwd=data, **user,
+        )  # fmt: skip
+        authority = Authority(folder, datetime.datetime.now(datetime.UTC))
+        certificate = authority.issue("server").path.rename(data / "server.pem")
+        certificate.chmod(0o600)
+        if user:
+            os.chown(certificate, user["user"], user["group"])
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        settings = SETTINGS | {"port": port}
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        command = [str(programs / "postgres"), "-D", str(data), *options]
+        with running(command, folder / "log", cwd=data, **user):
+            yield port, authority.root
+
+
+def check(seen, mode):
+    assert seen["info"]["mode"] == seen["tls"]["mode"] == mode
+    assert seen["tls"]["is_used"] == [False, True]
+    for one in (seen, seen["tls"]):
+        assert one["queries"] == [True, True, True]
+        assert one["copy"] == {"in": True, "out": True}
+        assert one["cancel"] == [42, 0]
+    assert seen["notify"] is True
+
+
+@pytest.mark.slow
+def test_real_server_is_no_smc_peer(programs, database):
+    visitor = programs.under_pysmc("asyncpg_visitor", *database, flags=STRICT)
+    seen = visitor.json()
+    check(seen, "tcp")
+    assert seen["info"]["reason"]["name"] == "PEER_NO_SMC"
+    assert visitor.finish() == 0
+
+
+@pytest.mark.slow
+def test_over_smcr_to_a_relay(programs, database):
+    """What asyncpg does is the same when its end of the connection is SMC-R."""
+    port, authority = database
+    relay = programs.under_pysmc("relay", port, flags=STRICT)
+    visitor = programs.under_pysmc(
+        "asyncpg_visitor", relay.line(), authority, flags=STRICT, env=REQUIRE
+    )
+    seen = visitor.json()
+    check(seen, "smcr")
+    assert seen["info"]["reason"] is None
+    assert (visitor.finish(), relay.finish()) == (0, 0)

@@ -10,9 +10,16 @@ DEV_STAMP := .venv/.dev-$(PLACE)
 ARGS ?=
 # Folders or files to test; a run of all of them also checks coverage and counts.
 TESTS ?=
+# Processes that test at the same time.
+WORKERS ?= 2
+# What the debug lane runs: everything that a loop drives.
+DEBUG_TESTS ?= tests/aio tests/twins tests/testing tests/discovery tests/fabric \
+    tests/integration
+# Another order of sets and dictionaries each time; the command line shows it.
+HASH_SEED ?= $(shell shuf -i 1-4294967295 -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-long lint format docs bench clean
+.PHONY: help demo test test-full test-debug test-quick test-long lint format docs bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -20,8 +27,16 @@ help:  ## this list
 demo: $(DEMO_STAMP)  ## real files between two processes, over SMC-R and over TCP
 	$(PYTHON_ENV)/pysmc demo $(ARGS)
 
-test: lint  ## style, types, import rules; all tests; coverage and counts
-	$(PYTHON_ENV)/python -m pytest --full -m "not long" --cov --cov-report=json $(ARGS)
+test: lint test-debug test-full  ## style, types, import rules; all tests, also in debug mode
+
+test-full: $(DEV_STAMP)  ## all tests; coverage and counts
+	$(PYTHON_ENV)/python -m pytest --full -n $(WORKERS) -m "not long" \
+	    --cov --cov-report=json $(ARGS)
+
+test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python and asyncio
+	PYTHONASYNCIODEBUG=1 PYTHONHASHSEED=$(HASH_SEED) \
+	    $(PYTHON_ENV)/python -X dev -W error -m pytest -q -n $(WORKERS) \
+	    -m "not long and not load" $(DEBUG_TESTS) $(ARGS)
 
 test-quick: $(DEV_STAMP)  ## tests without lint, coverage and counts (TESTS=tests/core)
 	$(PYTHON_ENV)/python -m pytest -m "not slow and not long" $(TESTS) $(ARGS)

@@ -22,6 +22,8 @@ import pytest
 import pysmc
 from pysmc.config import Config
 
+pytestmark = pytest.mark.load
+
 HOST = "127.0.0.1"
 REQUEST = b"GET / HTTP/1.0\r\n\r\n"
 ANSWER = b"HTTP/1.0 200 OK\r\n\r\nhello"

@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 
+pytestmark = pytest.mark.load
+
 RUNS = 250
 """Of each role; 500 in all."""
 MOMENTS = ((0, 0.02), (0.02, 0.1))

@@ -7,6 +7,8 @@ from collections import Counter
 
 import pytest
 
+pytestmark = pytest.mark.load
+
 IDLE_SOON = {"PYSMC_IDLE_GROUP_WAIT": "0.3"}
 """Link groups without connections end soon, so that the test need not wait."""
 PATIENT = IDLE_SOON | {

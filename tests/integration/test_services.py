@@ -63,6 +63,7 @@ def test_aiohttp_with_a_stock_peer(programs, big_file, side):
     assert (visitor.finish(), service.finish()) == (0, 0)
 
 
+@pytest.mark.load
 @pytest.mark.slow
 def test_ten_thousand_requests_over_200_connections(programs, big_file):
     env = {"PYSMC_FALLBACK": "require", "BIG_FILE": str(big_file)}

@@ -40,6 +40,7 @@ def _load(name: str) -> None:
         spec.loader.exec_module(module)
 
 
+_load("every_await")
 _load("tls_kit")
 HOST = "127.0.0.1"
 PATIENCE = 20.0

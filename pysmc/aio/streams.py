@@ -295,28 +295,28 @@ class StreamReader(asyncio.StreamReader):
                 in its `partial`.
             Exception: Whatever ended the connection.
         """
-        if type(separator) is bytes and separator:
+        if type(separator) is bytes:
             data = self._take_through(separator)
             if data is not None:
                 return data
-        # The shortest first: of two that end at the same place it is the match.
-        several = isinstance(separator, tuple)
-        separators = sorted(separator, key=len) if several else [separator]
-        if not separators:
-            message = "Separator should contain at least one element"
-            raise ValueError(message)
-        shortest, longest = len(separators[0]), len(separators[-1])
-        if shortest == 0:
-            message = "Separator should be at least one-byte string"
-            raise ValueError(message)
+        separators = _sorted_separators(separator)
         if self._exception is not None:
             raise self._exception
+        begin, end = await self._search(separators)
+        if begin > self._limit:
+            message = "Separator is found, but chunk is longer than limit"
+            raise asyncio.LimitOverrunError(message, begin)
+        return self._take(end)
+
+    async def _search(self, separators: Sequence[bytes]) -> tuple[int, int]:
+        """Wait until a separator is there; gives where it begins and ends."""
+        shortest, longest = len(separators[0]), len(separators[-1])
         offset = 0  # no separator begins before this
         while True:
             if self._size - offset >= shortest:
                 found = self._find(separators, longest, offset)
                 if found is not None:
-                    break
+                    return found
                 offset = max(0, self._size + 1 - longest)
                 if offset > self._limit:
                     message = "Separator is not found, and chunk exceed the limit"
@@ -324,11 +324,6 @@ class StreamReader(asyncio.StreamReader):
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take(self._size), None)
             await self._wait_for_data("readuntil")
-        begin, end = found
-        if begin > self._limit:
-            message = "Separator is found, but chunk is longer than limit"
-            raise asyncio.LimitOverrunError(message, begin)
-        return self._take(end)
 
     async def _wait_for_data(self, caller: str, wanted: int = 1) -> None:
         """Wait until so many bytes are there in all, or the end.
@@ -446,13 +441,26 @@ class StreamReader(asyncio.StreamReader):
 
         The quick way of most lines; `_find` knows the others.
         """
-        if not self._size or self._exception is not None:
+        if not self._size or not separator or self._exception is not None:
             return None
         start = self._start
         begin = self._chunks[0].find(separator, start) - start
         if not 0 <= begin <= self._limit:
             return None
         return self._take(begin + len(separator))
+
+
+def _sorted_separators(separator: Any) -> Sequence[bytes]:
+    """Give the shortest first: of two that end at the same place it is the match."""
+    several = isinstance(separator, tuple)
+    separators = sorted(separator, key=len) if several else [separator]
+    if not separators:
+        message = "Separator should contain at least one element"
+        raise ValueError(message)
+    if len(separators[0]) == 0:
+        message = "Separator should be at least one-byte string"
+        raise ValueError(message)
+    return separators
 
 
 def _first(

@@ -505,12 +505,12 @@ class Loop(asyncio.SelectorEventLoop):
         fallback: bool = True,
     ) -> int:
         """Send a file over a transport; over SMC-R without asyncio's thread."""
-        if (
-            isinstance(transport, SmcTransport)
-            and not transport.is_closing()
-            and can_send(file)
-        ):
-            return await send_file(transport, file, offset, count)
+        if isinstance(transport, SmcTransport) and not transport.is_closing():
+            if not fallback:
+                message = "sendfile syscall is not supported over SMC-R"
+                raise asyncio.SendfileNotAvailableError(message)
+            if can_send(file):
+                return await send_file(transport, file, offset, count)
         return await super().sendfile(transport, file, offset, count, fallback=fallback)
 
     async def sock_sendfile(

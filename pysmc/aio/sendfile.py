@@ -12,12 +12,13 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from pysmc.aio import cpython
 
 if TYPE_CHECKING:
     from pysmc.aio.transport import SmcTransport
+    from pysmc.aio.write_queue import Buffer
 
 __all__ = ["can_send", "send_file"]
 
@@ -52,10 +53,16 @@ async def send_file(
 
     Raises:
         ConnectionError: The connection ended before all was sent.
+        RuntimeError: Another file is on its way; and what writes meanwhile gets it too.
     """
     descriptor, sent = file.fileno(), 0
     loop = asyncio.get_running_loop()
+    write = transport.write
+    if write is _refuse_to_write:
+        _refuse_to_write(b"")
     guard = cpython.guard_protocol(transport)
+    # In the instance: writes at other times pay nothing for it.
+    transport.write = _refuse_to_write  # type: ignore[method-assign]
     try:
         while True:
             for _ in range(BLOCKS_PER_TURN):
@@ -67,15 +74,23 @@ async def send_file(
                         await guard.drain()
                     return sent
                 await guard.drain()
-                transport.write(block)
+                write(block)
                 sent += len(block)
             turn = loop.create_future()
             loop.call_soon(_end_turn, turn)
             await turn
     finally:
+        del transport.write
         if sent and file.seekable():
             file.seek(offset + sent)
         await guard.restore()
+
+
+def _refuse_to_write(data: Buffer) -> NoReturn:
+    """As asyncio: bytes in the middle of a file would be nowhere in particular."""
+    del data
+    message = "unable to write; sendfile is in progress"
+    raise RuntimeError(message)
 
 
 def _end_turn(turn: asyncio.Future[None]) -> None:

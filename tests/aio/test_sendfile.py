@@ -168,3 +168,49 @@ def test_the_end_of_the_connection_is_an_error(file: IO[bytes]) -> None:
 
     with file:
         run(scenario())
+
+
+def test_nobody_writes_into_the_middle_of_a_file(kit, tmp_path) -> None:
+    """As over TCP: neither bytes nor a second file, until the first one has gone."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(4_000_000))
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with kit.connected() as ends:
+            transport = ends.client.transport
+            with path.open("rb") as file, path.open("rb") as other:
+                task = loop.create_task(loop.sendfile(transport, file))
+                await asyncio.sleep(0)
+                assert not task.done()
+                for refused in (
+                    lambda: transport.write(b"x"),
+                    lambda: transport.writelines([b"x", b"y"]),
+                ):
+                    with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                        refused()
+                with pytest.raises(RuntimeError, match="sendfile is in progress"):
+                    await loop.sendfile(transport, other)
+                assert await task == 4_000_000
+            transport.write(b"end")
+            await ends.server.until_bytes(4_000_003)
+            assert ends.server.data == bytes(4_000_000) + b"end"
+
+    kit.run(scenario)
+
+
+def test_without_a_fallback_there_is_no_way(kit, tmp_path) -> None:
+    """Memory is written; there is no call of the kernel that takes a file."""
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with kit.connected() as ends:
+            with path.open("rb") as file:
+                with pytest.raises(asyncio.SendfileNotAvailableError):
+                    await loop.sendfile(ends.client.transport, file, fallback=False)
+                assert file.tell() == 0
+                assert await loop.sendfile(ends.client.transport, file) == 100
+
+    kit.run(scenario)

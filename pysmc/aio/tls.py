@@ -19,6 +19,7 @@ from pysmc.aio.transport import SmcTransport
 if TYPE_CHECKING:
     import socket
     import ssl
+    from collections.abc import Callable
 
     from pysmc.aio.driver import Driver
     from pysmc.aio.negotiation import Outcome
@@ -174,6 +175,7 @@ async def start_tls(
     server_hostname: str | None = None,
     ssl_handshake_timeout: float | None = None,
     ssl_shutdown_timeout: float | None = None,
+    take_early: Callable[[], bytes] | None = None,
 ) -> asyncio.Transport:
     """Upgrade a connection to TLS, as ``loop.start_tls`` does, on any loop.
 
@@ -189,6 +191,9 @@ async def start_tls(
         server_hostname: The name that the server's certificate must have.
         ssl_handshake_timeout: Seconds; 60 by default.
         ssl_shutdown_timeout: Seconds; 30 by default.
+        take_early: Gives what has arrived and was not read. It belongs to TLS: a client
+            may send its first TLS bytes right behind the request for it, and whatever
+            else is there must not look as if it had come through TLS.
 
     Returns:
         The transport that the protocol has to use from now on.
@@ -202,16 +207,38 @@ async def start_tls(
     begin: Any = loop.start_tls
     if not isinstance(loop, asyncio.BaseEventLoop) and cpython.is_of_asyncio(transport):
         begin = cpython.start_tls_of_asyncio(loop)
-    upgraded: asyncio.Transport = await begin(
-        transport,
-        protocol,
-        sslcontext,
-        server_side=server_side,
-        server_hostname=server_hostname,
-        ssl_handshake_timeout=ssl_handshake_timeout,
-        ssl_shutdown_timeout=ssl_shutdown_timeout,
-    )
+    # Runs before TLS begins, which the loop schedules as well.
+    feed = loop.call_soon(_feed_early, transport, protocol, take_early)
+    try:
+        upgraded: asyncio.Transport = await begin(
+            transport,
+            protocol,
+            sslcontext,
+            server_side=server_side,
+            server_hostname=server_hostname,
+            ssl_handshake_timeout=ssl_handshake_timeout,
+            ssl_shutdown_timeout=ssl_shutdown_timeout,
+        )
+    finally:
+        feed.cancel()
     return upgraded
+
+
+def _feed_early(
+    transport: asyncio.WriteTransport,
+    before: asyncio.BaseProtocol,
+    take_early: Callable[[], bytes] | None,
+) -> None:
+    tls: Any = transport.get_protocol()
+    if take_early is None or tls is before:
+        return
+    early = memoryview(take_early())
+    while early:
+        room = tls.get_buffer(len(early))
+        count = min(len(room), len(early))
+        room[:count] = early[:count]
+        tls.buffer_updated(count)
+        early = early[count:]
 
 
 def make_tls_transport(

@@ -82,9 +82,9 @@ async def open_connection(
     given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
     tls = check_client_tls(host, **given)
     driver = await foreign_driver(config)
+    reader, protocol = client_protocol(loop, limit)  # raises before anything is open
     sock, found = await _connect(driver, host, port, **kwargs)
     outcome = await negotiate_client(driver, sock, found)
-    reader, protocol = client_protocol(loop, limit)
     if outcome.negotiation is None:
         transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
     else:

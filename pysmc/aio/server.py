@@ -22,7 +22,7 @@ from pysmc.aio.client import TLS_OPTIONS
 from pysmc.aio.driver import NOT_MARKED, is_tcp
 from pysmc.aio.foreign import foreign_driver, uses_own_loop
 from pysmc.aio.loop import log_lost
-from pysmc.aio.negotiation import negotiate_server
+from pysmc.aio.negotiation import begin, begun, negotiate_server
 from pysmc.aio.streams import STREAM_LIMIT, StreamReader, StreamWriter, serve_with
 from pysmc.aio.tls import check_server_tls, make_transport
 from pysmc.errors import SmcError
@@ -323,7 +323,7 @@ class SmcServer(asyncio.AbstractServer):
                 self._pause(listener, error)
                 return
             conn.setblocking(False)  # noqa: FBT003
-            task = self._driver.loop.create_task(self._serve(conn, peer))
+            task = self._driver.loop.create_task(begin(self._serve(conn, peer)))
             self._tasks.add(task)
             task.add_done_callback(self._served)
 
@@ -359,8 +359,12 @@ class SmcServer(asyncio.AbstractServer):
     async def _serve(self, conn: socket.socket, peer: Any) -> None:
         driver = self._driver
         try:
+            await begun()
             outcome = await self._negotiate(conn)
-        except (SmcError, OSError) as error:
+        except BaseException as error:
+            conn.close()
+            if not isinstance(error, SmcError | OSError):
+                raise
             log_lost(error, peer)
             return
         if self._sockets is None:
@@ -391,11 +395,7 @@ class SmcServer(asyncio.AbstractServer):
 
     async def _negotiate(self, conn: socket.socket) -> Outcome:
         driver = self._driver
-        try:
-            why = driver.inspect(conn) if is_tcp(conn) else NOT_MARKED
-            if why is not None:
-                return driver.on_tcp("server", why)
-        except BaseException:
-            conn.close()
-            raise
+        why = driver.inspect(conn) if is_tcp(conn) else NOT_MARKED
+        if why is not None:
+            return driver.on_tcp("server", why)
         return await negotiate_server(driver, conn)

@@ -152,6 +152,16 @@ def test_arguments_of_a_foreign_loop(kit, foreign) -> None:
     kit.run(scenario, factory=foreign)
 
 
+def test_a_bad_limit_opens_nothing(kit, factory) -> None:
+    async def scenario() -> None:
+        async with await pysmc.start_server(print, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            with pytest.raises(ValueError, match="Limit cannot be <= 0"):
+                await pysmc.open_connection("127.0.0.1", port, limit=0)
+
+    kit.run(scenario, factory=factory)
+
+
 def test_unix_sockets_on_a_foreign_loop(kit, foreign) -> None:
     async def scenario() -> None:
         left, right = socket.socketpair()

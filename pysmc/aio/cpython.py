@@ -24,6 +24,7 @@ __all__ = [
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
+    "close_waiter",
     "detach",
     "guard_protocol",
     "is_of_asyncio",
@@ -69,6 +70,8 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
     ),
     "asyncio.sslproto.SSLProtocol._get_app_transport": ("self",),
+    # Waited for: ends with a stream's connection.
+    "asyncio.StreamReaderProtocol._get_close_waiter": ("self", "stream"),
     # Public, but called with loops that do not derive from it.
     "asyncio.BaseEventLoop.start_tls": (
         "self", "transport", "protocol", "sslcontext", "server_side",
@@ -139,6 +142,12 @@ def sendfile_by_fallback() -> Any:
 def is_of_asyncio(transport: Any) -> bool:
     """Tell whether a transport is of asyncio's kind: ours, or asyncio's TLS over it."""
     return isinstance(transport, transports._FlowControlMixin)  # noqa: SLF001
+
+
+def close_waiter(writer: asyncio.StreamWriter, protocol: Any) -> asyncio.Future[None]:
+    """Give what ends with a stream's connection; one for everybody who waits."""
+    waiter: asyncio.Future[None] = protocol._get_close_waiter(writer)  # noqa: SLF001
+    return waiter
 
 
 def is_served(protocol: Any) -> bool:

@@ -3,7 +3,7 @@
 Decides how what arrives is kept until somebody reads it: as the very objects that
 arrived, in a row. asyncio's reader copies everything into one bytearray and out of it
 again, and stops the transport every 128 KiB, which holds every transport down to some
-2 GB/s. Everything that a program sees is asyncio's, but for four things, all of them
+2 GB/s. Everything that a program sees is asyncio's, but for five things, all of them
 to its good:
 
 * With the default limit the transport is paused above 512 KiB. Lines are as long as
@@ -11,6 +11,7 @@ to its good:
 * `readexactly` and `read(-1)` wake when what they want is there, and the transport is
   not paused before.
 * A cancelled ``read(-1)`` loses nothing.
+* A cancelled `wait_closed` does not cancel those who wait after it.
 * A read that finds out after it was woken that the connection is lost raises, and does
   not wait for ever.
 
@@ -511,6 +512,15 @@ class StreamWriter(asyncio.StreamWriter):
         if name == "smc" and self._info is not None:
             return self._info
         return super().get_extra_info(name, default)
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended.
+
+        Raises:
+            OSError: It did not end in order.
+        """
+        # The future belongs to everybody who waits, also to those who come later.
+        await asyncio.shield(cpython.close_waiter(self, self._protocol))
 
     async def start_tls(
         self,

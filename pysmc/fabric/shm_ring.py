@@ -42,10 +42,10 @@ overtake an earlier store to another word):
   sleeper sees the news and stays awake.
 
 Shared words are read and written only as aligned 64-bit words (``memoryview.cast``):
-``struct.pack_into`` writes a zero first. The fence is a release and an acquire of a
-private lock. On other machines than x86-64 nothing of this has been measured: there
-every store that others must follow is fenced off, as is every load, and words are
-looked at only after a system call.
+``struct.pack_into`` writes a zero first. The fence is an acquire and a release of a
+lock that is never waited for. On other machines than x86-64 nothing of this has been
+measured: there every store that others must follow is fenced off, as is every load, and
+words are looked at only after a system call.
 
 Source: the layout is that of SMC-D's CDC (a mailbox in the receiver's buffer); RFC 7609
 section 4.5 and A.4 say what an update means.
@@ -108,18 +108,20 @@ WORDS_NEED_SYSCALL = platform.machine() not in {"x86_64", "AMD64"}
 """True where the order of shared words was never measured: see the module's text."""
 
 _lock = threading.Lock()
-_lock.acquire()
-_release, _acquire = _lock.release, _lock.acquire
+_try_acquire, _release = _lock.acquire, _lock.release
 
 
 def fence() -> None:
     """Keep every later load behind every earlier store.
 
-    An atomic read-modify-write is the only full fence that Python offers, and a lock
-    that nobody else takes has two.
+    An atomic read-modify-write is the only full fence that Python offers, and taking a
+    lock is one. Threads with loops of their own share this one: whoever finds it taken,
+    by another thread, beneath a signal handler or since a fork, takes a new one.
     """
-    _release()
-    _acquire()
+    if _try_acquire(False):  # noqa: FBT003  # by keyword it costs twice as much
+        _release()
+    else:
+        threading.Lock().acquire()
 
 
 class RuleBroken(Exception):
@@ -209,8 +211,10 @@ class Inbox:
             # From here the peer may reuse the entries, which is why they were copied;
             # and only behind the fence may the mailboxes be looked at.
             words[QUEUE_HEAD] = head = tail
-            _release()
-            _acquire()
+            if _try_acquire(False):  # noqa: FBT003  # fence(), without a call
+                _release()
+            else:
+                fence()
             deliver(entries, completions)
 
         return take, waiting
@@ -378,8 +382,10 @@ class Outbox:
             position = queued[slot]
             if words[QUEUE_HEAD] <= position:
                 # Not taken yet, as it seems; it is certain only behind the fence.
-                _release()
-                _acquire()
+                if _try_acquire(False):  # noqa: FBT003  # fence(), without a call
+                    _release()
+                else:
+                    fence()
                 if words[QUEUE_HEAD] <= position:
                     return True
             queued[slot] = shared_tail[0]
@@ -424,8 +430,10 @@ class Outbox:
         if WORDS_NEED_SYSCALL:
             fence()
         words[QUEUE_TAIL] = shared_tail[0] = tail + 1
-        _release()
-        _acquire()
+        if _try_acquire(False):  # noqa: FBT003  # fence(), without a call
+            _release()
+        else:
+            fence()
         sleep = words[SLEEPING]
         if sleep and sleep != self._rung:
             # Once for each sleep: the peer numbers them.

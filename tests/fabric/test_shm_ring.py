@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import sys
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, cast
 
@@ -329,3 +331,35 @@ def test_another_machine_fences_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ring.sequences() == [1]
     assert fences == 5, "behind the tail, behind the state, before the data"
     assert WRITTEN == 1 << 63
+
+
+def test_the_fence_is_for_every_thread_and_every_moment() -> None:
+    """Each loop of a process has its own device, and all of them share the fence."""
+    taken = shm_ring._lock.acquire(blocking=False)
+    shm_ring.fence()  # as beneath a signal handler, or in a forked child
+    assert taken
+    shm_ring._lock.release()
+
+    errors: list[BaseException] = []
+    start = threading.Barrier(4)
+
+    def fence_often() -> None:
+        start.wait(20)
+        try:
+            for _ in range(50_000):
+                shm_ring.fence()
+        except RuntimeError as error:
+            errors.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=fence_often) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+    finally:
+        sys.setswitchinterval(before)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not errors

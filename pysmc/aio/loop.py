@@ -250,6 +250,7 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> tuple[Any, Any]:
         if is_tcp(sock):
             self.driver.check_owner()
+            sock.setblocking(False)  # noqa: FBT003  # a program may give any
             if server_side:
                 why = self.driver.inspect(sock)
                 self._outcomes[sock] = await self._settle_accepted(sock, why)

@@ -78,15 +78,18 @@ def test_drain_raises(lane) -> None:
     async def close_at_once(peer) -> None:
         peer.close()
 
+    async def write_for_ever(writer) -> None:
+        while True:
+            writer.write(b"foo\n" * 1024)
+            await writer.drain()
+
     async def scenario() -> None:
         async with lane.serve(close_at_once) as address:
             _, writer = await asyncio.open_connection(*address)
             with pytest.raises(
                 (ConnectionResetError, ConnectionAbortedError, BrokenPipeError)
             ):
-                while True:
-                    writer.write(b"foo\n" * 1024)
-                    await writer.drain()
+                await write_for_ever(writer)
 
     lane.run(scenario)
 
@@ -155,6 +158,12 @@ def test_eof_feed_when_closing_writer(lane) -> None:
 # --- writers that nobody closed
 
 
+def forget(held: list[Any]) -> None:
+    """Let go of what is in the list, and of cycles that hold it."""
+    held.clear()
+    gc.collect()
+
+
 def unclosed(warned) -> list[str]:
     """What was said, but for the transport's own words about the same matter."""
     said = [str(warning.message) for warning in warned]
@@ -166,9 +175,10 @@ def test_unclosed_resource_warnings(lane) -> None:
         async with lane.http_server() as address:
             reader, writer = await asyncio.open_connection(*address)
             await ask(reader, writer)
+            held = [writer]
+            del writer
             with pytest.warns(ResourceWarning) as warned:
-                del writer
-                gc.collect()
+                forget(held)
             assert len(warned) == 1
             assert str(warned[0].message).startswith("unclosed <StreamWriter")
 
@@ -193,9 +203,10 @@ def test_loop_is_closed_resource_warnings(lane) -> None:
             loop.run_until_complete(task)
         gate.set()
         loop.run_until_complete(task)
+    held = [task]
+    del task, loop
     with pytest.warns(ResourceWarning) as warned:
-        del task, loop
-        gc.collect()
+        forget(held)
     said = [text for text in unclosed(warned) if "socket" not in text]
     assert said == ["loop is closed"]
     assert lane.problems == []
@@ -212,9 +223,10 @@ if sys.version_info >= (3, 13):  # before, a server's protocol keeps its writer
             said = lane.loop.create_future()
 
             async def inner(reader, writer) -> None:
+                held = [writer]
+                del writer
                 with pytest.warns(ResourceWarning) as warned:
-                    del writer
-                    gc.collect()
+                    forget(held)
                 said.set_result([str(warning.message) for warning in warned])
 
             server = await asyncio.start_server(inner, lane.host, 0)

@@ -1,8 +1,8 @@
 """Both ends of TLS connections, over SMC-R on each loop and over TCP as the oracle.
 
 A scenario runs in a world: on a pysmc loop through pysmc's functions and through
-asyncio's, on a stock loop and on uvloop through pysmc's, and on a stock loop over TCP.
-What happens must be the same in all of them.
+asyncio's, over shm and over the simulated fabric, on a stock loop and on uvloop through
+pysmc's, and on a stock loop over TCP. What happens must be the same in all of them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import uvloop
 import pysmc
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
+from pysmc.testing.loops import new_sim_loop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -47,6 +48,7 @@ def _own_loop() -> asyncio.AbstractEventLoop:
 
 OWN = World("pysmc", _own_loop, pysmc.open_connection, pysmc.start_server)
 SWAPPED = World("swapped", _own_loop, asyncio.open_connection, asyncio.start_server)
+SIM = World("sim", new_sim_loop, asyncio.open_connection, asyncio.start_server)
 STOCK = World(
     "asyncio", asyncio.new_event_loop, pysmc.open_connection, pysmc.start_server
 )
@@ -60,7 +62,7 @@ TCP = World(
     asyncio.start_server,
     smcr=False,
 )
-WORLDS = {world.name: world for world in (OWN, SWAPPED, STOCK, UVLOOP, TCP)}
+WORLDS = {world.name: world for world in (OWN, SWAPPED, SIM, STOCK, UVLOOP, TCP)}
 
 
 class Stream(NamedTuple):
@@ -122,6 +124,7 @@ def check_carrier(world: World, stream: Stream) -> None:
     if world.smcr:
         assert info is not None
         assert info.mode == "smcr", info.reason
+        assert info.fabric == ("sim" if world.name == "sim" else "shm")
     else:
         assert info is None
 

@@ -12,6 +12,7 @@
     │   └─ FabricUnavailable    no device: says what is missing
     ├─ ForkedError              an object of the parent used in the child
     ├─ ConnectionReset          peer or link ended it (ConnectionResetError)
+    ├─ PeerClosed               we wrote after the peer's end (BrokenPipeError)
     └─ ConnectionAborted        we ended it (ConnectionAbortedError)
 
 The ones that reach an application also derive from the standard library's
@@ -23,6 +24,7 @@ Source: RFC 7609 sections 3.5.1.6 (Decline) and 4.8.2 (abnormal termination).
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ __all__ = [
     "ForkedError",
     "HandshakeTimeout",
     "LocalProtocolError",
+    "PeerClosed",
     "ProtocolError",
     "RemoteProtocolError",
     "SmcError",
@@ -122,6 +125,7 @@ class ConnectionReset(SmcError, ConnectionResetError):
     """The peer, or the link to it, ended the connection.
 
     Attributes:
+        errno: ECONNRESET, as TCP says it.
         fabric: Name of the fabric that carried it, None when it is not known.
         diagnosis: A code of the protocol that explains it, 0 when there is none.
     """
@@ -130,6 +134,25 @@ class ConnectionReset(SmcError, ConnectionResetError):
         self, message: str, *, fabric: str | None = None, diagnosis: int = 0
     ) -> None:
         super().__init__(message)
+        self.errno = errno.ECONNRESET
+        self.fabric = fabric
+        self.diagnosis = diagnosis
+
+
+class PeerClosed(SmcError, BrokenPipeError):
+    """The peer had finished, and it is gone: what was written reaches nobody.
+
+    Attributes:
+        errno: EPIPE, as TCP says it.
+        fabric: Name of the fabric that carried it, None when it is not known.
+        diagnosis: A code of the protocol that explains it, 0 when there is none.
+    """
+
+    def __init__(
+        self, message: str, *, fabric: str | None = None, diagnosis: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.errno = errno.EPIPE
         self.fabric = fabric
         self.diagnosis = diagnosis
 
@@ -138,6 +161,7 @@ class ConnectionAborted(SmcError, ConnectionAbortedError):
     """This side ended the connection because of an error.
 
     Attributes:
+        errno: ECONNABORTED, as TCP says it.
         fabric: Name of the fabric that carried it, None when it is not known.
         diagnosis: A code of the protocol that explains it, 0 when there is none.
     """
@@ -146,5 +170,6 @@ class ConnectionAborted(SmcError, ConnectionAbortedError):
         self, message: str, *, fabric: str | None = None, diagnosis: int = 0
     ) -> None:
         super().__init__(message)
+        self.errno = errno.ECONNABORTED
         self.fabric = fabric
         self.diagnosis = diagnosis

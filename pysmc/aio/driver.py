@@ -16,6 +16,7 @@ Reference: RFC 7609 section 3.5; kernel counterparts: smc_core.c, smc_wr.c.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pysmc.aio.devices import Opener
-    from pysmc.aio.transport import SmcTransport
+    from pysmc.aio.transport_end import EndingTransport
     from pysmc.config import Config
     from pysmc.core.actions import Action
     from pysmc.core.connection import Connection
@@ -79,7 +80,17 @@ def _refuse_in_child() -> None:
         driver.disown()
 
 
+def _leave_at_exit() -> None:
+    """Close what a process leaves open, as the kernel does with its TCP sockets."""
+    for driver in list(_living):
+        if not driver.is_forked and not driver.loop.is_running():
+            for transport in list(driver.transports):
+                with contextlib.suppress(RuntimeError):  # a loop closed without us
+                    transport.leave()
+
+
 os.register_at_fork(after_in_child=_refuse_in_child)
+atexit.register(_leave_at_exit)
 
 # Looked up once: a member of an Enum is found by a Python call.
 _UPDATE, _PUBLISH = CompletionKind.UPDATE, CompletionKind.PUBLISH
@@ -112,7 +123,7 @@ class Driver:
         know that a destination is plain."""
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
-        self.transports: set[SmcTransport] = set()
+        self.transports: weakref.WeakSet[EndingTransport] = weakref.WeakSet()
         self.negotiations: set[Negotiation] = set()
         self.is_forked = False
         self.is_closed = False
@@ -378,11 +389,13 @@ class Driver:
                     found = endpoint.receive_update(link, completion.payload, now)
                     if found is not None:
                         connection, news = found
-                        if connection.handle is not None:
-                            connection.handle.receive_news(news)
-                        if news & _FINAL:
-                            endpoint.reap(connection, now)
-                            self.settle()
+                        try:
+                            if connection.handle is not None:
+                                connection.handle.receive_news(news)
+                        finally:
+                            if news & _FINAL:
+                                endpoint.reap(connection, now)
+                                self.settle()
                 elif completion.kind is _PUBLISH:
                     self._take_publish(links[pair], completion.wr_id)
                 else:
@@ -468,8 +481,7 @@ class Driver:
                         # Its memory goes with the orders; what arrived is still owed.
                         event.connection.handle.salvage()
                 self._carry_out(ordered)
-                for event in events:
-                    self._tell(event)
+                self._tell_all(events)
         finally:
             self._settling = False
         self._arm_timer()
@@ -478,6 +490,17 @@ class Driver:
         orders = self._orders
         for action in ordered:
             orders[type(action)](action)
+
+    def _tell_all(self, events: list[Any]) -> None:
+        rest = iter(events)
+        try:
+            for event in rest:
+                self._tell(event)
+        finally:
+            # What one of them raised must not cost the others their news.
+            left = list(rest)
+            if left:
+                self.loop.call_soon(self._tell_all, left)
 
     def _tell(self, event: Any) -> None:
         match event:

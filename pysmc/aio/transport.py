@@ -12,7 +12,9 @@ Reference: RFC 7609 sections 4.7 and 4.8; kernel counterparts: smc_tx.c, smc_clo
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Any
 
 from pysmc.aio import cpython
@@ -76,11 +78,9 @@ class SmcTransport(ReadingTransport):
     ) -> None:
         super().__init__(driver, sock, protocol, outcome, extra, server)
         self._eof = False  # write_eof() was called
-        connection = self._connection
-        connection.handle = self
         if self._released:
             # Lost between the verdict and now: give back what it may still hold.
-            driver.end(connection, abort=True)
+            driver.end(self._connection, abort=True)
         driver.transports.add(self)
         loop = self._loop
         loop.call_soon(protocol.connection_made, self)
@@ -112,6 +112,7 @@ class SmcTransport(ReadingTransport):
             return
         try:
             if self._queue.write(data):
+                self._hold()
                 self._maybe_pause_protocol()
         except FabricError as error:
             self._fail(error)
@@ -131,8 +132,17 @@ class SmcTransport(ReadingTransport):
             return False
         if self._closing:
             return True
-        message = "the peer has closed the connection; it reads no more"
-        self._force_close(ConnectionReset(message))
+        if self._refused:
+            assert self._over is not None
+            self._force_close(self._told(self._over))
+            return False
+        # TCP sends it, is answered with a reset, and complains when asked again.
+        self._refused = True
+        if self._over is None:
+            message = "the peer has closed the connection; it reads no more"
+            self._give_up(ConnectionReset(message))
+            if self._reading:
+                self._schedule_delivery()
         return False
 
     def writelines(self, list_of_data: Iterable[Buffer]) -> None:
@@ -151,6 +161,9 @@ class SmcTransport(ReadingTransport):
             return
         self._eof = True
         self._open = False
+        if self._refused:
+            # What shutdown() says of a TCP socket whose reset nobody has met yet.
+            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         if not self._queue.size:
             self._say_done()
 
@@ -196,6 +209,7 @@ class SmcTransport(ReadingTransport):
         self._maybe_resume_protocol()
         if self._queue.size or self._conn_lost:
             return
+        self._hold()
         if self._closing:
             self._close_now()
         elif self._eof:
@@ -212,13 +226,14 @@ class SmcTransport(ReadingTransport):
         if self._conn_lost or self._driver.is_forked:
             return
         self._reading = not self._paused
+        self._hold()
         if self._over is not None:
             self._go_on_ending()
             return
         connection = self._connection
         assert self._sock is not None
         self._tcp = TcpWatch(
-            self._loop, self._sock, lambda: connection.peer_done, self._on_tcp_end
+            self._loop, self._sock, lambda: connection.peer_done, self._loose.end_of_tcp
         )
         # News from before there was a transport.
         news = _DONE if connection.peer_done else 0

@@ -14,11 +14,12 @@ import logging
 import socket
 import struct
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
 from pysmc.aio.write_queue import WriteQueue
-from pysmc.errors import ConnectionAborted, FabricError
+from pysmc.errors import ConnectionAborted, FabricError, SmcError
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from pysmc.aio.driver import Driver
     from pysmc.aio.negotiation import Outcome
     from pysmc.aio.tcp_watch import TcpWatch
+    from pysmc.core.connection import Connection
 
 __all__ = ["EndingTransport"]
 
@@ -90,12 +92,17 @@ class EndingTransport(cpython.FlowControlMixin):
         self._open = not self._released  # write() may go straight on
         self._closing = False
         self._conn_lost = 0
+        self._over_now = False  # it is lost, and somebody waits for room
+        self._refused = self._released  # as TCP is after a reset that nobody has met
         self._close_timer: asyncio.TimerHandle | None = None
         self._size_before = -1
         self._protocol: Any = None
         self._server = server
         if server is not None:
             cpython.attach(server, self)
+        self._held = True
+        self._loose = LooseHandle(self)
+        connection.handle = self
 
     def __repr__(self) -> str:
         words = [type(self).__name__]
@@ -104,15 +111,27 @@ class EndingTransport(cpython.FlowControlMixin):
         elif self._closing:
             words.append("closing")
         words.append(f"fd={self._fd}")
-        words.append("read=" + ("on" if self._reading else "off"))
-        words.append(f"write=<bufsize={self._queue.size}>")
+        words.append("read=" + ("polling" if self._reading else "idle"))
+        size = self._queue.size
+        words.append(f"write=<{'polling' if size else 'idle'}, bufsize={size}>")
         return f"<{' '.join(words)}>"
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
-        if self._sock is not None:
-            if not self._driver.is_forked:
-                _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        if self._sock is None:
+            return
+        if self._driver.is_forked:
             self._sock.close()
+            return
+        _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        if self._server is not None:
+            cpython.detach(self._server, self)
+        if self._released or self._loop.is_closed():
+            self._sock.close()
+            return
+        # Objects die in any thread, and between any two lines.
+        self._loop.call_soon_threadsafe(
+            _bury, self._driver, self._connection, self._tcp, self._sock
+        )
 
     # What the application asks
 
@@ -141,13 +160,28 @@ class EndingTransport(cpython.FlowControlMixin):
         self._reading = False
         if self._queue.size:
             self._watch_close()
-        else:
+        elif not self._over_now:
             self._close_now()
 
     def abort(self) -> None:
-        """End the connection now; what waits is lost."""
+        """End the connection now; what waits is lost.
+
+        The peer gets an end of file, as over TCP, unless something was lost: then it is
+        a reset, so that nobody takes a part for the whole.
+        """
         self._driver.check_owner()
         self._force_close(None)
+
+    def _hold(self) -> None:
+        """Be kept alive exactly while something is to come, as asyncio does.
+
+        A transport that neither reads nor writes belongs to the program alone, which
+        may forget it: then the connection ends.
+        """
+        held = self._reading or self._queue.size > 0
+        if held is not self._held and not self._conn_lost:
+            self._held = held
+            self._connection.handle = self if held else self._loose
 
     # What the driver asks
 
@@ -223,7 +257,8 @@ class EndingTransport(cpython.FlowControlMixin):
                 }
             )
         elif self._loop.get_debug():
-            log.debug("%r: protocol.%s() failed: %s", self, name, error)
+            message = "%r: Fatal error: protocol.%s() call failed."
+            log.debug(message, self, name, exc_info=error)
         self._force_close(error)
 
     def _fail(self, error: FabricError) -> None:
@@ -235,14 +270,15 @@ class EndingTransport(cpython.FlowControlMixin):
     def _force_close(self, error: BaseException | None) -> None:
         if self._conn_lost:
             return
+        is_bad = self._queue.size > 0 or isinstance(error, SmcError)
         self._queue.clear()
         self._salvaged.clear()
         self._closing = True
         self._open = False
         self._reading = False
         self._conn_lost += 1
-        self._release(abort=True)
-        if self._sock is not None:
+        self._release(abort=is_bad)
+        if is_bad and self._sock is not None:
             with contextlib.suppress(OSError):
                 self._sock.setsockopt(
                     socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE
@@ -273,10 +309,57 @@ class EndingTransport(cpython.FlowControlMixin):
                 self._sock.close()
                 self._sock = None
             self._protocol = None
-            self._get_buffer = None
             server, self._server = self._server, None
             if server is not None:
                 cpython.detach(server, self)
+
+
+class LooseHandle:
+    """Passes on what is told to a transport, without keeping it alive.
+
+    Args:
+        transport: Whom to tell while it lives.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = weakref.ref(transport)
+
+    def receive_news(self, news: int) -> None:
+        """Pass on what an update of the peer brought."""
+        transport = self._transport()
+        if transport is not None:
+            transport.receive_news(news)
+
+    def salvage(self) -> None:
+        """Pass on that the memory is about to go."""
+        transport = self._transport()
+        if transport is not None:
+            transport.salvage()
+
+    def lose(self, error: SmcError) -> None:
+        """Pass on that the connection is lost."""
+        transport = self._transport()
+        if transport is not None:
+            transport.lose(error)
+
+    def end_of_tcp(self, error: SmcError) -> None:
+        """Pass on what happened on TCP."""
+        transport = self._transport()
+        if transport is not None:
+            transport.end_of_tcp(error)
+
+
+def _bury(
+    driver: Driver, connection: Connection, tcp: TcpWatch | None, sock: socket.socket
+) -> None:
+    """End what a transport that nobody closed has left."""
+    if tcp is not None:
+        tcp.stop()
+    if not driver.is_closed:
+        driver.end(connection, abort=False)
+    sock.close()
 
 
 def _name(ask: Callable[[], Any]) -> Any:

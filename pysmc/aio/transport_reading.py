@@ -11,22 +11,24 @@ Reference: RFC 7609 section 4.7; kernel counterpart: smc_rx.c.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any
 
 from pysmc.aio.negotiation import as_connection_error, unread_bytes
 from pysmc.aio.transport_end import EndingTransport
 from pysmc.aio.write_queue import SLICE_BYTES
-from pysmc.errors import ConnectionAborted
+from pysmc.errors import ConnectionAborted, ConnectionReset, PeerClosed
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
     from pysmc.aio.driver import Driver
     from pysmc.aio.negotiation import Outcome
     from pysmc.errors import SmcError
 
 __all__ = ["ReadingTransport"]
+
+log = logging.getLogger("asyncio")
 
 SLICES_PER_TURN = 16
 """Slices that one transport delivers before others get their turn."""
@@ -61,18 +63,16 @@ class ReadingTransport(EndingTransport):
         self._started = False  # connection_made was called
         self._paused = False
         self._eof_received = False
-        self._over_now = False  # the end does not wait for a paused protocol
         self._delivery_scheduled = False
-        self._get_buffer: Callable[[int], Any] | None = None
+        self._buffered = False  # the protocol gives its own buffers
         self.set_protocol(protocol)
 
     # What the application asks
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Give what arrives from now on to this protocol."""
-        buffered = isinstance(protocol, asyncio.BufferedProtocol)
+        self._buffered = isinstance(protocol, asyncio.BufferedProtocol)
         self._protocol = protocol
-        self._get_buffer = self._protocol.get_buffer if buffered else None
 
     def is_reading(self) -> bool:
         """Tell whether the protocol gets data."""
@@ -83,6 +83,9 @@ class ReadingTransport(EndingTransport):
         if self.is_reading():
             self._paused = True
             self._reading = False
+            self._hold()
+            if self._loop.get_debug():
+                log.debug("%r pauses reading", self)
 
     def resume_reading(self) -> None:
         """Deliver again. Idempotent."""
@@ -91,7 +94,10 @@ class ReadingTransport(EndingTransport):
         self._driver.check_owner()
         self._paused = False
         self._reading = self._started and not self._eof_received
+        self._hold()
         self._schedule_delivery()
+        if self._loop.get_debug():
+            log.debug("%r resumes reading", self)
 
     # What the driver tells
 
@@ -105,18 +111,31 @@ class ReadingTransport(EndingTransport):
         if self._conn_lost or self._over is not None:
             return
         if self._closing:
-            self._force_close(as_connection_error(error))
+            self._force_close(self._told(error))
             return
-        # Somebody may wait for the queue to drain, which will not happen any more: then
-        # the end must not wait until the protocol reads on.
+        # As with TCP, whoever reads or waits for room learns it now, and nobody else
+        # before it does so.
         self._over_now = self._queue.size > 0
+        self._refused = not self._connection.peer_closed
         self._queue.clear()
+        self._give_up(error)
+        if self._started:
+            self._go_on_ending()
+
+    def _give_up(self, error: SmcError) -> None:
         self.salvage()
         self._over = error
         self._open = False
         self._release(abort=True)
-        if self._started:
-            self._go_on_ending()
+        self._hold()
+
+    def _told(self, error: SmcError) -> Exception:
+        """Give the error that TCP would have for it: after the peer's end EPIPE."""
+        if self._peer_done and isinstance(error, ConnectionReset):
+            return PeerClosed(
+                str(error), fabric=error.fabric, diagnosis=error.diagnosis
+            )
+        return as_connection_error(error)
 
     # Delivery
 
@@ -143,47 +162,73 @@ class ReadingTransport(EndingTransport):
             offset, length = connection.peek(SLICE_BYTES)
             if not length:
                 break
-            if self._get_buffer is None:
+            if not self._buffered:
                 start = base + offset
                 data = memory[start : start + length]
                 if connection.consume(length):
                     self._publish()
                 self._call("data_received", data)
             else:
-                self._fill_buffer(self._view[offset : offset + length])
+                self._fill_buffer()
             if not self._reading:
                 return
         else:
             self._schedule_delivery()
             return
         if self._peer_done and not self._eof_received:
+            self._deliver_end()
+
+    def _deliver_end(self) -> None:
+        if self._over is not None:
+            self._go_on_ending()  # a write in between has met the peer's end
+        else:
             self._deliver_eof()
 
-    def _fill_buffer(self, piece: memoryview) -> None:
+    def _fill_buffer(self) -> None:
         """Copy into the protocol's own buffer, as much as it has room for."""
+        buffer = self._call("get_buffer", -1)
+        if self._conn_lost:
+            return
         try:
-            buffer = self._call("get_buffer", -1)
-            if self._conn_lost:
-                return
-            count = min(len(buffer), len(piece))
-            if not count:
-                message = "get_buffer() returned an empty buffer"
-                self._fatal("get_buffer", RuntimeError(message))
-                return
-            memoryview(buffer)[:count] = piece[:count]
-            if self._over is not None:
-                if count < len(piece):
-                    self._salvaged.appendleft(piece[count:])
-            elif self._connection.consume(count):
+            view = _bytes_of(buffer)
+        except (TypeError, ValueError, RuntimeError) as error:
+            self._fatal("get_buffer", error)
+            return
+        with view:
+            copy = self._copy_salvaged if self._over is not None else self._copy_unread
+            count = copy(view)
+        if not self._conn_lost:
+            self._call("buffer_updated", count)
+
+    def _copy_unread(self, room: memoryview) -> int:
+        """Copy out of our memory, slice by slice: the peer may write on meanwhile."""
+        connection, count, size = self._connection, 0, len(room)
+        while count < size and not self._conn_lost:
+            offset, length = connection.peek(min(SLICE_BYTES, size - count))
+            if not length:
+                break
+            room[count : count + length] = self._view[offset : offset + length]
+            count += length
+            if connection.consume(length):
                 self._publish()
-        finally:
-            piece.release()
-        self._call("buffer_updated", count)
+        return count
+
+    def _copy_salvaged(self, room: memoryview) -> int:
+        """Copy out of what was saved before the memory went."""
+        piece = self._salvaged.popleft()
+        count = min(len(room), len(piece))
+        room[:count] = piece[:count]
+        if count < len(piece):
+            self._salvaged.appendleft(piece[count:])
+        return count
 
     def _deliver_eof(self) -> None:
         """Every byte was delivered, and the peer said that no more will come."""
         self._eof_received = True
         self._reading = False
+        self._hold()
+        if self._loop.get_debug():
+            log.debug("%r received EOF", self)
         keep_open = self._call("eof_received")
         if not keep_open and not self._closing:
             self.close()
@@ -191,32 +236,43 @@ class ReadingTransport(EndingTransport):
     # What is still owed after a loss
 
     def _go_on_ending(self) -> None:
-        """Deliver what is still owed, then end."""
-        while self._salvaged and self._reading:
-            piece = self._salvaged.popleft()
-            if self._get_buffer is None:
-                self._call("data_received", bytes(piece))
-            else:
-                self._fill_buffer(piece)
-        if self._closing:
-            return
-        error = self._over
-        assert error is not None
-        if not self._over_now:
-            if self._salvaged:
-                return  # until resume_reading
-            if self._peer_done and not self._eof_received:
-                if not self._reading:
-                    return
-                self._deliver_eof()
-            if self._connection.peer_closed and not self._closing:
-                # It had closed both ways, so nothing more was to come: as with TCP,
-                # only a write meets the loss, and close() ends it without an error.
-                return
-        self._force_close(as_connection_error(error))
+        """Deliver what is still owed, then end.
 
-    def _on_tcp_end(self, error: SmcError) -> None:
+        Whoever neither reads nor waits for room is not told: as with TCP, the next
+        write meets the loss, and close() ends the connection without an error.
+        """
+        while self._salvaged and self._reading:
+            if not self._buffered:
+                self._call("data_received", bytes(self._salvaged.popleft()))
+            else:
+                self._fill_buffer()
+        if self._reading and self._peer_done:
+            self._deliver_eof()
+        if (self._reading or self._over_now) and not self._conn_lost:
+            assert self._over is not None
+            self._force_close(self._told(self._over))
+
+    def end_of_tcp(self, error: SmcError) -> None:
+        """Take what happened on TCP, after what came before it over the fabric."""
+        self._driver.pump_all()
         if isinstance(error, ConnectionAborted):
             self._force_close(error)
         else:
             self.lose(error)
+
+
+def _bytes_of(buffer: Any) -> memoryview:
+    """Give what get_buffer() returned as bytes that can be written.
+
+    Raises:
+        TypeError: It is no such thing.
+        RuntimeError: It has no room.
+    """
+    view = memoryview(buffer)
+    if view.readonly:
+        message = f"get_buffer() returned {type(buffer).__name__}, which is read-only"
+        raise TypeError(message)
+    if not view.nbytes:
+        message = "get_buffer() returned an empty buffer"
+        raise RuntimeError(message)
+    return view if view.ndim == 1 and view.format == "B" else view.cast("B")

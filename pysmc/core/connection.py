@@ -244,8 +244,8 @@ class Connection:
 
     @property
     def peer_done(self) -> bool:
-        """Whether the peer said that no more bytes will come."""
-        return self._peer in {Side.DONE, Side.CLOSED}
+        """Whether the peer said that no more bytes will come, whatever came after."""
+        return self._peer in {Side.DONE, Side.CLOSED} or self._peer_flags & _DONE > 0
 
     @property
     def peer_closed(self) -> bool:
@@ -528,8 +528,9 @@ class Connection:
 
     def _follow_flags(self, flags: int) -> int:
         if flags & _ABORTED:
+            # Flags accumulate, and the update that said D alone may have been skipped.
             self._peer_says(CloseInput.ABORTED)
-            return News.ABORTED
+            return News.ABORTED | News.DONE if flags & _DONE else News.ABORTED
         if flags & _CLOSED:
             self._peer_says(CloseInput.CLOSED)
             return News.DONE | News.CLOSED

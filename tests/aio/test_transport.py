@@ -182,7 +182,7 @@ def test_close_with_unread_data_resets_the_peer(kit, config) -> None:
     kit.run(scenario, config=config)
 
 
-def test_abort_resets_the_peer(kit, config) -> None:
+def test_abort_with_nothing_lost_is_an_end_of_file(kit, config) -> None:
     async def scenario() -> None:
         async with kit.connected() as ends:
             ends.client.transport.abort()
@@ -191,20 +191,22 @@ def test_abort_resets_the_peer(kit, config) -> None:
             await ends.client.until_call("lost")
             await ends.server.until_call("lost")
             assert ends.client.calls == ["made", "lost"]
-            assert ends.client.error is None
+            assert ends.server.calls == ["made", "eof", "lost"]
+            assert ends.client.error is ends.server.error is None
 
     kit.run(scenario, config=config)
 
 
-def test_abort_is_a_reset_to_the_peer(kit) -> None:
-    """Over TCP it is a FIN, when nothing waited: here nobody mistakes it for an end."""
+def test_abort_that_loses_bytes_is_a_reset(kit) -> None:
+    """Over TCP it is an end of file: here nobody takes a part for the whole."""
 
     async def scenario() -> None:
         async with kit.connected() as ends:
+            ends.client.transport.write(bytes(8 * MIB))
             ends.client.transport.abort()
             await ends.server.until_call("lost")
             assert isinstance(ends.server.error, ConnectionResetError)
-            assert ends.server.calls == ["made", "lost"]
+            assert "eof" not in ends.server.calls
 
     kit.run(scenario)
 
@@ -533,7 +535,7 @@ def test_repr(kit) -> None:
         async with kit.connected() as ends:
             client = ends.client.transport
             assert repr(client).startswith("<SmcTransport fd=")
-            assert "read=on" in repr(client)
+            assert "read=polling write=<idle, bufsize=0>" in repr(client)
             client.abort()
             assert "closing" in repr(client)
             await ends.client.until_call("lost")

@@ -11,7 +11,7 @@ import pytest
 
 from pysmc.aio import transport_end
 from pysmc.config import Config
-from pysmc.errors import ConnectionReset
+from pysmc.errors import ConnectionReset, PeerClosed
 
 MIB = 1 << 20
 
@@ -82,7 +82,7 @@ def test_a_protocol_that_changes_its_mind_after_the_loss(kit, then) -> None:
             await asyncio.sleep(0.01)
             lose_all_links(driver)
             server = ends.server.transport
-            for _ in range(3):
+            for _ in range(4):
                 server.resume_reading()
                 for _ in range(3):
                     await asyncio.sleep(0)
@@ -208,8 +208,10 @@ def test_a_loss_after_the_peer_closed_is_no_error_by_itself(kit, then) -> None:
                 ends.server.transport.close()
             else:
                 ends.server.transport.write(b"to nobody")
+                assert not ends.server.transport.is_closing()
+                ends.server.transport.write(b"TCP has been told by now")
             await ends.server.until_call("lost")
-            expected = type(None) if then == "close" else ConnectionReset
+            expected = type(None) if then == "close" else PeerClosed
             assert type(ends.server.error) is expected
 
     kit.run(scenario)

@@ -92,7 +92,7 @@ class StreamReader(asyncio.StreamReader):
         self._chunks: deque[Chunk] = deque()
         self._start = 0  # of what is unread in the first chunk
         self._size = 0  # unread bytes
-        self._wanted = 0  # a waiter sleeps while there are fewer
+        self._wanted = 0  # a waiter sleeps while there are fewer, and will take so many
         self._pause_above = PAUSE_BYTES if limit == STREAM_LIMIT else 2 * limit
 
     def __repr__(self) -> str:
@@ -174,7 +174,7 @@ class StreamReader(asyncio.StreamReader):
                 return
             self._wake()
         if (
-            self._size > self._pause_above
+            self._size > self._pause_above + self._wanted
             and not self._paused
             and self._transport is not None
         ):
@@ -326,8 +326,8 @@ class StreamReader(asyncio.StreamReader):
                 raise asyncio.IncompleteReadError(self._take(self._size), None)
             await self._wait_for_data("readuntil")
 
-    async def _wait_for_data(self, caller: str, wanted: int = 1) -> None:
-        """Wait until so many bytes are there in all, or the end.
+    async def _wait_for_data(self, caller: str, wanted: int = 0) -> None:
+        """Wait until more bytes are there, or so many in all, or the end.
 
         Raises:
             RuntimeError: Somebody waits already.
@@ -350,6 +350,7 @@ class StreamReader(asyncio.StreamReader):
         try:
             await waiter
         finally:
+            self._wanted = 0
             if self._waiter is waiter:
                 self._waiter = None
 

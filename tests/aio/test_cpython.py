@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from pysmc.aio import cpython
-
-VERSIONS = ("3.11", "3.12", "3.13")
+from tests.aio.pythons import VERSIONS, need
 
 # Runs on its own: another Python need not have anything of ours installed.
 LOOK = """
@@ -47,29 +45,9 @@ print(json.dumps([list(sys.version_info[:2]), problems]))
 """
 
 
-def interpreters() -> dict[str, str]:
-    """Version to program, from PATH and from where pyenv keeps them."""
-    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
-    homes = [Path(sys.base_prefix).parent, Path.home() / ".pyenv" / "versions"]
-    for version in VERSIONS:
-        candidates = [
-            str(path)
-            for home in homes
-            if home.is_dir()
-            for path in home.glob(f"{version}*/bin/python{version}")
-        ]
-        in_path = shutil.which(f"python{version}")
-        candidates += [in_path] if in_path else []
-        if candidates:
-            found.setdefault(version, candidates[0])
-    return found
-
-
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_name_exists(version) -> None:
-    program = interpreters().get(version)
-    if program is None:
-        pytest.skip(f"needs python{version}: install it, or put it in PATH")
+    program = need(version)
     done = subprocess.run(
         [program, "-I", "-c", LOOK],
         input=json.dumps(cpython.PRIVATE_NAMES),

@@ -215,3 +215,47 @@ def test_a_socket_that_is_connected(kit, authority, world) -> None:
             assert await there.reader.readexactly(8) == b"over TCP"
 
     kit.run(scenario, factory=world.factory)
+
+
+# --- What the page on TLS says that loops refuse
+
+
+def test_files(kit, authority, world, tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(pattern(300_000))
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving(world, authority.server_context()) as served:
+            here, there = await served.pair(authority.client_context())
+            with path.open("rb") as file:
+                if world is UVLOOP:
+                    with pytest.raises(NotImplementedError):
+                        await loop.sendfile(here.writer.transport, file)
+                    return
+                await loop.sendfile(here.writer.transport, file)
+                with pytest.raises(RuntimeError, match="fallback is disabled"):
+                    await loop.sendfile(here.writer.transport, file, fallback=False)
+            assert await there.reader.readexactly(300_000) == pattern(300_000)
+
+    kit.run(scenario, factory=world.factory)
+
+
+def test_calls_of_the_loop_itself_are_tcp(kit, authority, world) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with serving(world, authority.server_context()) as served:
+            transport, here = await loop.create_connection(
+                kit.Recorder,
+                HOST,
+                served.port,
+                ssl=authority.client_context(),
+                server_hostname=NAME,
+            )
+            there = await served.streams.get()
+            assert there.info("smc").reason.name == "PEER_NO_SMC"
+            assert transport.get_extra_info("smc") is None
+            transport.abort()
+            await here.until_call("lost")
+
+    kit.run(scenario, factory=world.factory)

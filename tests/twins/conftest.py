@@ -78,11 +78,11 @@ class Certificates:
     """The contexts that CPython's tests use, with certificates of our own."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def server(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self._folder / "server.pem")
+        context.load_cert_chain(self.folder / "server.pem")
         return context
 
     def client(self, *, verify: bool = False) -> ssl.SSLContext:
@@ -152,8 +152,15 @@ class _Plain:
     def __init__(self, reader: asyncio.StreamReader, writer: Any) -> None:
         self.recv = reader.read
         self._writer = writer
+        self._shut = False
+
+    def shutdown_write(self) -> None:
+        self._shut = True
+        self._writer.write_eof()
 
     async def send(self, data: bytes) -> None:
+        if self._shut:
+            return  # TLS's last words, which a socket would refuse too
         self._writer.write(data)
         await self._writer.drain()
 
@@ -205,7 +212,7 @@ class Peer:
         self.top = self.top.lower
 
     def shutdown_write(self) -> None:
-        self.writer.write_eof()
+        self.plain.shutdown_write()
 
     def close(self) -> None:
         self.writer.close()

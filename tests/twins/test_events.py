@@ -11,6 +11,8 @@ from unittest import mock
 
 import pytest
 
+from tests.twins.scenarios import accepted_by_hand
+
 
 def unused_port(host: str = "127.0.0.1") -> int:
     """Find a port of this moment that a socket can be bound to."""
@@ -128,51 +130,12 @@ def test_create_connection_local_addr_in_use(lane, visitor) -> None:
 # --- connect_accepted_socket
 
 
-async def accept_by_hand(lane, visitor, server_tls, client_tls) -> None:
-    loop = lane.loop
-
-    class Answering(visitor):  # type: ignore[misc]
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self.transport.write(b"roger")
-
-    async def client(peer) -> bytes:
-        if client_tls is not None:
-            await peer.start_tls(client_tls)
-        await peer.send(b"test data")
-        answer: bytes = await peer.recv(99)
-        return answer
-
-    # A listener that pysmc knows, so that clients are told of it; we accept ourselves.
-    server = await loop.create_server(visitor, "127.0.0.1", 0)
-    listener = server.sockets[0]
-    loop.remove_reader(listener.fileno())
-    visit = lane.visit(client, listener.getsockname())
-    with listener.dup() as own:
-        own.setblocking(False)
-        conn, _ = await loop.sock_accept(own)
-    protocol = Answering(greeting=b"")
-    transport, made = await loop.connect_accepted_socket(
-        lambda: protocol, conn, ssl=server_tls
-    )
-    assert made is protocol
-    assert transport.get_extra_info("smc").role == "server"
-    assert await visit == b"roger"
-    await protocol.done
-    protocol.transport.close()
-    assert protocol.calls[-1] == "lost"
-    assert len(protocol.data) == len(b"test data")
-    server.close()
-    await server.wait_closed()
-
-
 def test_connect_accepted_socket(lane, visitor) -> None:
-    lane.run(accept_by_hand, lane, visitor, None, None)
+    accepted_by_hand(lane, visitor, None, None)
 
 
 def test_ssl_connect_accepted_socket(lane, visitor) -> None:
-    tls = lane.tls
-    lane.run(accept_by_hand, lane, visitor, tls.server(), tls.client())
+    accepted_by_hand(lane, visitor, lane.tls.server(), lane.tls.client())
 
 
 # --- create_server

@@ -1,0 +1,123 @@
+"""Every test of CPython's classes is sorted in, and every twin that is named exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+REGISTRY: dict[str, Any] = tomllib.loads((HERE / "registry.toml").read_text("utf-8"))
+VERSIONS = ("3.11", "3.12", "3.13")
+
+# Runs on its own: another Python need not have anything of ours installed.
+LIST = """
+import importlib, json, platform, sys, unittest
+
+found = {}
+for module, names in json.load(sys.stdin).items():
+    loaded = importlib.import_module("test.test_asyncio." + module)
+    classes = [getattr(loaded, name, None) for name in names]
+    found[module] = sorted({
+        test for case in classes if case is not None
+        for test in unittest.defaultTestLoader.getTestCaseNames(case)
+    })
+print(json.dumps([platform.python_version(), found]))
+"""
+
+
+def interpreters() -> dict[str, str]:
+    """Version to program, from PATH and from where pyenv keeps them."""
+    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
+    homes = [Path(sys.base_prefix).parent, Path.home() / ".pyenv" / "versions"]
+    for version in VERSIONS:
+        candidates = [
+            str(path)
+            for home in homes
+            if home.is_dir()
+            for path in sorted(home.glob(f"{version}*/bin/python{version}"))
+        ]
+        in_path = shutil.which(f"python{version}")
+        candidates += [in_path] if in_path else []
+        if candidates:
+            found.setdefault(version, candidates[0])
+    return found
+
+
+def sorted_in(kind: str) -> set[tuple[str, str]]:
+    """Pairs of module and test, of one kind or of all."""
+    tables = {
+        "twins": [REGISTRY["twins"]],
+        "transports": [REGISTRY["transports"]],
+        "without": REGISTRY["without"],
+    }[kind]
+    pairs = [
+        (module, test)
+        for table in tables
+        for module, tests in table.items()
+        if module != "reason"
+        for test in tests
+    ]
+    assert len(pairs) == len(set(pairs)), f"a test is in {kind} twice"
+    return set(pairs)
+
+
+def test_each_test_is_sorted_in_once() -> None:
+    kinds = [sorted_in(kind) for kind in ("twins", "transports", "without")]
+    assert sum(map(len, kinds)) == len(set.union(*kinds))
+    assert all(row["reason"] for row in REGISTRY["without"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_test_of_cpython_is_sorted_in(version) -> None:
+    program = interpreters().get(version)
+    if program is None:
+        pytest.skip(f"needs python{version}: install it, or put it in PATH")
+    done = subprocess.run(
+        [program, "-I", "-c", LIST],
+        input=json.dumps(REGISTRY["classes"]),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "No module named 'test" in done.stderr or "not found" in done.stderr:
+        pytest.skip(
+            f"python{version} has no test.test_asyncio: on Debian, "
+            f"apt-get install libpython3.11-testsuite; {done.stderr[-200:]}"
+        )
+    assert done.returncode == 0, done.stderr
+    release, found = json.loads(done.stdout)
+    there = {(module, test) for module, tests in found.items() for test in tests}
+    kinds = {kind: sorted_in(kind) for kind in ("twins", "transports", "without")}
+    known = set().union(*kinds.values())
+    assert not there - known, "sort these in, see registry.toml"
+    counts = {kind: len(there & tests) for kind, tests in kinds.items()}
+    counts["tests"] = len(there)
+    expected = REGISTRY["counts"].get(release)
+    if expected is None:  # another patch release: a few more, or a few less
+        assert counts["tests"] >= 200
+        assert counts["twins"] >= 70
+    else:
+        assert counts == expected
+
+
+def test_every_twin_that_is_named_exists_and_every_other_is_named() -> None:
+    """A twin is a function of the same name in the file of the same name."""
+    twins = set()
+    for path in HERE.glob("test_*.py"):
+        if path.stem in REGISTRY["classes"]:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            twins |= {
+                (path.stem, node.name)
+                for node in ast.walk(tree)
+                if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+            }
+    assert twins == sorted_in("twins")
+    assert len(twins) == 79

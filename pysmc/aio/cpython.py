@@ -32,6 +32,7 @@ __all__ = [
     "replace_transport",
     "sendfile_by_fallback",
     "start_tls_of_asyncio",
+    "tell_of_every_end",
     "tls_protocol",
     "transport_socket",
 ]
@@ -70,6 +71,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
     ),
     "asyncio.sslproto.SSLProtocol._get_app_transport": ("self",),
+    # Before an end in the middle of a handshake, which asyncio tells nobody of.
+    "asyncio.sslproto.SSLProtocol._set_state": ("self", "new_state"),
+    "asyncio.sslproto.SSLProtocolState.DO_HANDSHAKE": (),
+    "asyncio.sslproto.SSLProtocolState.UNWRAPPED": (),
     # Waited for: ends with a stream's connection.
     "asyncio.StreamReaderProtocol._get_close_waiter": ("self", "stream"),
     # Public, but called with loops that do not derive from it.
@@ -173,6 +178,31 @@ def start_tls_of_asyncio(loop: asyncio.AbstractEventLoop) -> Any:
     It asks of the loop only what every loop has.
     """
     return functools.partial(asyncio.BaseEventLoop.start_tls, loop)  # type: ignore[arg-type]
+
+
+class _TellingProtocol(sslproto.SSLProtocol):
+    """Tells its application also of an end in the middle of the handshake."""
+
+    _state: Any
+    _set_state: Any
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        states = sslproto.SSLProtocolState
+        if self._state is states.DO_HANDSHAKE:
+            self._set_state(states.UNWRAPPED)
+        super().connection_lost(exc)
+
+
+def tell_of_every_end(tls: object) -> None:
+    """Let a TLS protocol that upgrades a connection end for its application.
+
+    asyncio forgets a protocol that was connected before TLS when its connection is
+    lost during the handshake: connection_lost never comes, and wait_closed waits for
+    ever. When the peer says that it ends all is well, and over TCP the kernel says so
+    even for a peer that was killed.
+    """
+    if type(tls) is sslproto.SSLProtocol:
+        tls.__class__ = _TellingProtocol
 
 
 def tls_protocol(

@@ -30,7 +30,7 @@ from pysmc.aio.negotiation import (
 )
 from pysmc.aio.selector import FabricSelector
 from pysmc.aio.sendfile import can_send, send_file
-from pysmc.aio.tls import make_tls_transport
+from pysmc.aio.tls import make_tls_transport, start_tls
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.discovery import PEER_NO_SMC
@@ -40,6 +40,7 @@ from pysmc.errors import Declined, HandshakeTimeout, SmcError
 from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Coroutine
 
     from pysmc.discovery import Announcement, Mark
@@ -495,6 +496,12 @@ class Loop(asyncio.SelectorEventLoop):
         if self._found:
             self._used_raw(sock)
         return await super().sock_sendto(sock, data, address)
+
+    async def start_tls(
+        self, transport: Any, protocol: Any, sslcontext: ssl.SSLContext, **options: Any
+    ) -> asyncio.Transport:
+        """Upgrade a connection to TLS; its protocol is told of every end."""
+        return await start_tls(self, transport, protocol, sslcontext, **options)
 
     async def sendfile(
         self,

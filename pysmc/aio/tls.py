@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.aio import cpython
 from pysmc.aio.transport import SmcTransport
+from pysmc.errors import ConnectionAborted
 
 if TYPE_CHECKING:
     import socket
@@ -180,7 +181,8 @@ async def start_tls(
     """Upgrade a connection to TLS, as ``loop.start_tls`` does, on any loop.
 
     uvloop's own start_tls refuses every transport that it did not make; those of
-    asyncio's kind get asyncio's TLS there.
+    asyncio's kind get asyncio's TLS there. In one thing it is better than asyncio's: a
+    connection that is lost in the middle of the handshake ends for its protocol too.
 
     Args:
         loop: The running loop.
@@ -203,14 +205,16 @@ async def start_tls(
         ssl.SSLError: The handshake failed; the connection is closed.
         ConnectionAbortedError: The handshake took too long; likewise.
         ConnectionResetError: The peer ended the connection instead; likewise.
+        ConnectionAborted: It was closed here in the meantime.
     """
-    begin: Any = loop.start_tls
-    if not isinstance(loop, asyncio.BaseEventLoop) and cpython.is_of_asyncio(transport):
+    if isinstance(loop, asyncio.BaseEventLoop) or cpython.is_of_asyncio(transport):
         begin = cpython.start_tls_of_asyncio(loop)
+    else:
+        begin = loop.start_tls
     # Runs before TLS begins, which the loop schedules as well.
-    feed = loop.call_soon(_feed_early, transport, protocol, take_early)
+    prepare = loop.call_soon(_prepare, transport, protocol, take_early)
     try:
-        upgraded: asyncio.Transport = await begin(
+        upgraded: asyncio.Transport | None = await begin(
             transport,
             protocol,
             sslcontext,
@@ -220,17 +224,23 @@ async def start_tls(
             ssl_shutdown_timeout=ssl_shutdown_timeout,
         )
     finally:
-        feed.cancel()
+        prepare.cancel()
+    if upgraded is None:
+        message = "the connection was closed here in the middle of the TLS handshake"
+        raise ConnectionAborted(message)
     return upgraded
 
 
-def _feed_early(
+def _prepare(
     transport: asyncio.WriteTransport,
     before: asyncio.BaseProtocol,
     take_early: Callable[[], bytes] | None,
 ) -> None:
     tls: Any = transport.get_protocol()
-    if take_early is None or tls is before:
+    if tls is before:
+        return
+    cpython.tell_of_every_end(tls)
+    if take_early is None:
         return
     early = memoryview(take_early())
     while early:

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from pysmc.aio import tls
+from pysmc.errors import ConnectionReset
 from tests.aio.tls_kit import (
     MIB,
     NAME,
@@ -24,6 +25,7 @@ from tests.aio.tls_kit import (
     World,
     check_carrier,
     pattern,
+    raw_of,
     serving,
     story,
 )
@@ -216,6 +218,45 @@ def test_cancelled_in_the_middle(kit, authority, world) -> None:
             assert (await there.reader.read())[:2] == b"\x02\x00"
 
     kit.run(scenario, factory=world.factory)
+
+
+@pytest.mark.parametrize("how", ["reset", "timeout", "cancelled", "closed"])
+@pytest.mark.parametrize("world", [OWN, STOCK, UVLOOP], ids=lambda w: w.name)
+def test_a_broken_upgrade_ends_the_stream(kit, authority, world, how) -> None:
+    """Whatever ends the handshake: wait_closed comes back, and the reader knows."""
+
+    async def scenario() -> tuple[str, str]:
+        async with serving(world) as served:
+            here, there = await served.pair()
+            upgrading = asyncio.ensure_future(
+                here.writer.start_tls(
+                    authority.client_context(),
+                    server_hostname=NAME,
+                    ssl_handshake_timeout=0.05 if how == "timeout" else None,
+                )
+            )
+            assert (await there.reader.readexactly(3)) == b"\x16\x03\x01"
+            if how == "reset":
+                lost = ConnectionReset("as by a peer that was killed")
+                raw_of(there)._force_close(lost)
+            elif how == "cancelled":
+                upgrading.cancel()
+            elif how == "closed":
+                raw_of(here).close()
+            await asyncio.wait([upgrading])
+            told = "CancelledError" if how == "cancelled" else await story(upgrading)
+            here.writer.close()
+            return told, await story(here.writer.wait_closed())
+
+    assert (
+        kit.run(scenario, factory=world.factory)
+        == {
+            "reset": ("ConnectionResetError", "ConnectionResetError"),
+            "timeout": ("ConnectionAbortedError", "ConnectionAbortedError"),
+            "cancelled": ("CancelledError", "None"),
+            "closed": ("ConnectionAbortedError", "None"),
+        }[how]
+    )
 
 
 def test_what_is_no_context(kit, world) -> None:

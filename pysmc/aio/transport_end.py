@@ -84,6 +84,9 @@ class EndingTransport(cpython.FlowControlMixin):
         self._extra["sockname"] = _name(sock.getsockname)
         if "peername" not in self._extra:
             self._extra["peername"] = _name(sock.getpeername)
+        with contextlib.suppress(OSError):
+            # Nothing is sent over it, but programs look.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._fd = sock.fileno()
         self._tcp: TcpWatch | None = None

@@ -93,7 +93,8 @@ class ReadingTransport(EndingTransport):
             return
         self._driver.check_owner()
         self._paused = False
-        self._reading = self._started and not self._eof_received
+        self._reading = self._started
+        self._eof_received = False  # asyncio says it again after each resume
         self._hold()
         self._schedule_delivery()
         if self._loop.get_debug():
@@ -147,12 +148,13 @@ class ReadingTransport(EndingTransport):
     def _deliver_again(self) -> None:
         self._delivery_scheduled = False
         if self._reading and not self._driver.is_forked:
-            self._deliver()
+            self._deliver(may_end=True)
 
-    def _deliver(self) -> None:
+    def _deliver(self, *, may_end: bool = False) -> None:
         """Give the protocol what has arrived, up to a bound, then the end if it is due.
 
-        The protocol may pause, close, abort or be replaced in each of its methods.
+        The protocol may pause, close, abort or be replaced in each of its methods. The
+        end has a turn of its own, as on TCP: whom the last data woke may still answer.
         """
         if self._over is not None:
             self._go_on_ending()
@@ -162,6 +164,7 @@ class ReadingTransport(EndingTransport):
             offset, length = connection.peek(SLICE_BYTES)
             if not length:
                 break
+            may_end = False
             if not self._buffered:
                 start = base + offset
                 data = memory[start : start + length]
@@ -176,7 +179,10 @@ class ReadingTransport(EndingTransport):
             self._schedule_delivery()
             return
         if self._peer_done and not self._eof_received:
-            self._deliver_end()
+            if may_end:
+                self._deliver_end()
+            else:
+                self._schedule_delivery()
 
     def _deliver_end(self) -> None:
         if self._over is not None:
@@ -191,7 +197,7 @@ class ReadingTransport(EndingTransport):
             return
         try:
             view = _bytes_of(buffer)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, RuntimeError) as error:
             self._fatal("get_buffer", error)
             return
         with view:
@@ -241,11 +247,16 @@ class ReadingTransport(EndingTransport):
         Whoever neither reads nor waits for room is not told: as with TCP, the next
         write meets the loss, and close() ends the connection without an error.
         """
+        may_end = not self._delivery_scheduled or self._over_now
         while self._salvaged and self._reading:
+            may_end = self._over_now
             if not self._buffered:
                 self._call("data_received", bytes(self._salvaged.popleft()))
             else:
                 self._fill_buffer()
+        if self._reading and not may_end:
+            self._schedule_delivery()
+            return
         if self._reading and self._peer_done:
             self._deliver_eof()
         if (self._reading or self._over_now) and not self._conn_lost:
@@ -265,7 +276,7 @@ def _bytes_of(buffer: Any) -> memoryview:
     """Give what get_buffer() returned as bytes that can be written.
 
     Raises:
-        TypeError: It is no such thing.
+        TypeError: It is no such thing, or its bytes do not lie in one piece.
         RuntimeError: It has no room.
     """
     view = memoryview(buffer)
@@ -275,4 +286,4 @@ def _bytes_of(buffer: Any) -> memoryview:
     if not view.nbytes:
         message = "get_buffer() returned an empty buffer"
         raise RuntimeError(message)
-    return view if view.ndim == 1 and view.format == "B" else view.cast("B")
+    return view.cast("B")

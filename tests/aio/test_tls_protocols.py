@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BOTH = {"smcr": SWAPPED, "tcp": TCP}
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 
 @pytest.fixture(params=BOTH)
 def world(request) -> World:

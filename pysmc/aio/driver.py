@@ -23,6 +23,8 @@ import os
 import socket
 import time
 import weakref
+from asyncio import CancelledError
+from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pysmc.aio.devices import Devices
@@ -71,6 +73,8 @@ ROUNDS_MAX = 64
 
 _DELETE_LINK = frozenset({LlcType.DELETE_LINK, LlcType.DELETE_LINK | LLC_V2_FLAG})
 _FINAL = News.CLOSED | News.ABORTED
+# As asyncio with its callbacks: only Ctrl-C and sys.exit() get through.
+_REPORTED = (Exception, CancelledError)
 
 _living: weakref.WeakSet[Driver] = weakref.WeakSet()
 
@@ -137,6 +141,10 @@ class Driver:
         self._endpoint: Endpoint | None = None
         self._negotiations = 0
         self._settling = False
+        # What an interrupt left over: it comes first when things go on.
+        self._ordered: deque[Action] = deque()
+        self._news: deque[Any] = deque()
+        self._left: list[Completion] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
@@ -362,6 +370,8 @@ class Driver:
         if self.on_poll is not None:
             on_poll, self.on_poll = self.on_poll, None
             on_poll()
+        if self._left:
+            self._take_left()
         poll, take, pending = device.poll, self._take_completions, device.pending
         for _ in range(ROUNDS_MAX):
             if self.is_closed:
@@ -384,28 +394,36 @@ class Driver:
                 pair = completion.queue_pair
                 if pair not in links:
                     continue
-                if completion.kind is _UPDATE:
-                    link = links[pair]
-                    found = endpoint.receive_update(link, completion.payload, now)
-                    if found is not None:
-                        connection, news = found
-                        try:
-                            if connection.handle is not None:
-                                connection.handle.receive_news(news)
-                        finally:
-                            if news & _FINAL:
-                                endpoint.reap(connection, now)
-                                self.settle()
-                elif completion.kind is _PUBLISH:
-                    self._take_publish(links[pair], completion.wr_id)
-                else:
-                    self._take_control(links[pair], completion, now)
-                    self.settle()
+                try:
+                    if completion.kind is _UPDATE:
+                        link = links[pair]
+                        found = endpoint.receive_update(link, completion.payload, now)
+                        if found is not None:
+                            connection, news = found
+                            try:
+                                if connection.handle is not None:
+                                    connection.handle.receive_news(news)
+                            finally:
+                                if news & _FINAL:
+                                    endpoint.reap(connection, now)
+                                    self.settle()
+                    elif completion.kind is _PUBLISH:
+                        self._take_publish(links[pair], completion.wr_id)
+                    else:
+                        self._take_control(links[pair], completion, now)
+                        self.settle()
+                except _REPORTED as error:
+                    self._report(error, "a completion")
         finally:
-            # The rest must not be lost because one of them met an error of ours.
-            left = list(rest)
-            if left and not self.is_closed:
-                self.loop.call_soon(self._take_completions, left)
+            # Only Ctrl-C and sys.exit() cut it short: the rest comes next, and first.
+            self._left.extend(rest)
+            if self._left and not self.is_closed:
+                self.loop.call_soon(self._take_left)
+
+    def _take_left(self) -> None:
+        left, self._left = self._left, []
+        if left and not self.is_closed:
+            self._take_completions(left)
 
     def _take_publish(self, link: Link, token: int) -> None:
         connection = self.endpoint.connection_of(link, token)
@@ -457,7 +475,7 @@ class Driver:
         """Give handshakes the TCP bytes that were sent before a link's end."""
         for negotiation in list(self.negotiations):
             if negotiation.is_on(link):
-                negotiation.read_tcp()
+                self._guard(negotiation.read_tcp)
 
     # The core's orders
 
@@ -468,39 +486,42 @@ class Driver:
         """
         if self._settling or self._endpoint is None:
             return
-        endpoint = self._endpoint
         self._settling = True
         try:
-            while True:
-                ordered = endpoint.take_actions()
-                events = endpoint.take_events()
-                if not ordered and not events:
-                    break
-                for event in events:
-                    if type(event) is ConnectionLost and event.connection.handle:
-                        # Its memory goes with the orders; what arrived is still owed.
-                        event.connection.handle.salvage()
-                self._carry_out(ordered)
-                self._tell_all(events)
+            while self._take_orders():
+                while self._ordered:
+                    action = self._ordered.popleft()
+                    self._guard(self._orders[type(action)], action)
+                while self._news:
+                    self._guard(self._tell, self._news.popleft())
+        except (SystemExit, KeyboardInterrupt):
+            self.loop.call_soon(self.settle)
+            raise
         finally:
             self._settling = False
-        self._arm_timer()
+            self._arm_timer()
 
-    def _carry_out(self, ordered: list[Action]) -> None:
-        orders = self._orders
-        for action in ordered:
-            orders[type(action)](action)
+    def _take_orders(self) -> bool:
+        """Ask the core for orders and news; False when there are none."""
+        if not (self._ordered or self._news):
+            self._ordered.extend(self.endpoint.take_actions())
+            self._news.extend(self.endpoint.take_events())
+            for event in self._news:
+                if type(event) is ConnectionLost and event.connection.handle:
+                    # Its memory goes with the orders; what arrived is still owed.
+                    self._guard(event.connection.handle.salvage)
+        return bool(self._ordered or self._news)
 
-    def _tell_all(self, events: list[Any]) -> None:
-        rest = iter(events)
+    def _guard(self, call: Callable[..., None], *args: Any) -> None:
+        """Call something whose failure must not cost the others their turn."""
         try:
-            for event in rest:
-                self._tell(event)
-        finally:
-            # What one of them raised must not cost the others their news.
-            left = list(rest)
-            if left:
-                self.loop.call_soon(self._tell_all, left)
+            call(*args)
+        except _REPORTED as error:
+            self._report(error, getattr(call, "__qualname__", "a call"))
+
+    def _report(self, error: BaseException, where: str) -> None:
+        message = f"Exception in {where} of {self!r}"
+        self.loop.call_exception_handler({"message": message, "exception": error})
 
     def _tell(self, event: Any) -> None:
         match event:
@@ -536,11 +557,11 @@ class Driver:
         if self.is_closed or self.is_forked:
             return
         # What arrived before a deadline counts, however late the loop came round.
-        for negotiation in list(self.negotiations):
-            negotiation.read_tcp()
-        self.pump_pending()
         try:
-            self.endpoint.handle_timer(time.monotonic())
+            for negotiation in list(self.negotiations):
+                self._guard(negotiation.read_tcp)
+            self._guard(self.pump_pending)
+            self._guard(self.endpoint.handle_timer, time.monotonic())
             self.settle()
         finally:
             self._arm_timer()
@@ -584,9 +605,9 @@ class Driver:
             self._close_in_child()
             return
         for transport in list(self.transports):
-            transport.leave()
+            self._guard(transport.leave)
         if self._endpoint is not None:
-            self._endpoint.shutdown(self.time())
+            self._guard(self._endpoint.shutdown, self.time())
             self.settle()
         self.is_closed = True
         if self._timer is not None:

@@ -215,3 +215,45 @@ def test_a_loss_after_the_peer_closed_is_no_error_by_itself(kit, then) -> None:
             assert type(ends.server.error) is expected
 
     kit.run(scenario)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_whom_the_last_data_woke_may_answer_before_the_end(
+    kit, is_paused, is_lost
+) -> None:
+    """The end has a turn of its own: a websocket's close frame, then FIN, is common."""
+
+    class Answering(kit.Recorder):
+        task: asyncio.Task[None]
+
+        def connection_made(self, transport) -> None:
+            super().connection_made(transport)
+            self.woken = asyncio.get_running_loop().create_future()
+            self.task = asyncio.create_task(self.answer())
+
+        def data_received(self, data) -> None:
+            super().data_received(data)
+            self.woken.set_result(None)
+
+        async def answer(self) -> None:
+            await self.woken
+            self.calls.append(f"closing: {self.transport.is_closing()}")
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected(server=lambda: Answering(pause=is_paused)) as ends:
+            ends.client.transport.write(b"the last word")
+            ends.client.transport.close()
+            if is_lost:
+                driver.pump_all()  # all of it is there, then the peer's process ends
+                lose_all_links(driver)
+            if is_paused:
+                ends.server.transport.resume_reading()
+            await ends.server.until_call("lost")
+            await ends.server.task
+            expected = ["made", "data", "closing: False", "eof", "lost"]
+            assert ends.server.calls == expected
+            assert ends.server.data == b"the last word"
+
+    kit.run(scenario)

@@ -40,6 +40,8 @@ def _load(name: str) -> None:
         spec.loader.exec_module(module)
 
 
+_load("every_await_points")
+_load("every_await_state")
 _load("every_await")
 _load("pythons")
 _load("streams_player")

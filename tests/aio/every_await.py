@@ -1,247 +1,43 @@
 """Strikes a coroutine at each of its points, and looks at what is left.
 
-A point is the moment before a loop calls the next callback: every await of the
-coroutine, of the peer's coroutines and of the callbacks between them has one before and
-one behind it, so that a strike also meets results that are decided and not yet taken.
-Points are counted, not timed. Loops without a queue that can be watched (uvloop) have
-coarser ones: the suspensions of the coroutine itself.
+Every await of the coroutine, of the peer's coroutines and of the callbacks between them
+has a point before and one behind it, so that a strike also meets results that are
+decided and not yet taken. Points are counted, not timed (`every_await_points`).
 
 A `Scene` is one public coroutine on one way of a connection. `strike_everywhere` plays
 it again and again, strikes one point later each time, and stops when the coroutine has
-ended before its point came.
+ended before its point came. What is held afterwards is compared with what was held
+before (`every_await_state`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import collections
 import contextlib
+import functools
 import gc
-import os
 from typing import TYPE_CHECKING, Any
 
-from pysmc.aio.loop import Loop
+import pysmc
+from tests.aio.every_await_points import Striker, Suspensions, watched
+from tests.aio.every_await_state import (
+    PATIENCE,
+    memory_of,
+    open_descriptors,
+    settled,
+    state_of,
+    until,
+)
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine
 
 HOST = "127.0.0.1"
-PATIENCE = 15.0
-"""Seconds after which something that should have happened will not."""
-QUICK_TURNS = 60
-"""Turns of the loop that are taken without a pause while something is awaited."""
 ACCEPTING = ("_negotiate_and_accept", "_accept_connection2", "_serve")
 """Coroutines in which an accepted connection lives until it has its transport."""
 STOCK = "_accept_connection2"
 """The one of them that is the stock loop's own."""
-
-
-# Points
-
-
-class Callbacks(collections.deque[Any]):
-    """A loop's queue of callbacks, which can be interrupted before each of them."""
-
-    before: Callable[[], None] | None = None
-
-    def popleft(self) -> Any:
-        handle = super().popleft()
-        if self.before is not None and not handle._cancelled:
-            self.before()
-        return handle
-
-
-def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-    """Make a loop's points visible."""
-    loop._ready = Callbacks(loop._ready)
-    return loop
-
-
-class Striker:
-    """Acts once, at one point in a task's life.
-
-    Args:
-        target: The task; without a point after its end.
-        at: Which point, from 1.
-        act: What to do; it may return what to do at the next point.
-    """
-
-    def __init__(
-        self, target: asyncio.Future[Any], at: int, act: Callable[[], Any]
-    ) -> None:
-        self.target = target
-        self.has_struck = False
-        self._left = at
-        self._act = act
-        self._queue: Any = target.get_loop()._ready
-        self._queue.before = self._on_point
-
-    def _on_point(self) -> None:
-        if self.target.done():
-            self.stop()
-            return
-        self._left -= 1
-        if self._left > 0:
-            return
-        self.has_struck = True
-        then = self._act()
-        if callable(then):
-            self._act = then
-        else:
-            self.stop()
-
-    def stop(self) -> None:
-        self._queue.before = None
-
-
-class Suspensions:
-    """An awaitable that acts at one of a coroutine's suspensions, on any loop.
-
-    Args:
-        coroutine: What is played.
-        at: Which suspension, from 1.
-        act: What to do in the turn after it.
-    """
-
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, Any], at: int, act: Callable[[], Any]
-    ) -> None:
-        self.has_struck = False
-        self._coroutine = coroutine
-        self._left = at
-        self._act = act
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        coroutine = self._coroutine
-        error: BaseException | None = None
-        value: Any = None
-        while True:
-            try:
-                if error is None:
-                    waited = coroutine.send(value)
-                else:
-                    waited = coroutine.throw(error)
-            except StopIteration as stop:
-                return stop.value
-            self._left -= 1
-            if self._left == 0:
-                self.has_struck = True
-                asyncio.get_running_loop().call_soon(self._act)
-            error = value = None
-            try:
-                value = yield waited
-            except BaseException as raised:  # noqa: BLE001  # passed on
-                error = raised
-
-
-# What may be left behind
-
-
-def open_descriptors() -> dict[str, int]:
-    """Count this process's descriptors by kind."""
-    kinds: collections.Counter[str] = collections.Counter()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            kinds[os.readlink(f"/proc/self/fd/{name}").partition(":[")[0]] += 1
-    return dict(kinds)
-
-
-def own_names() -> list[str]:
-    """List the kinds of the abstract names that this process holds."""
-    inodes = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"/proc/self/fd/{name}")
-            if link.startswith("socket:["):
-                inodes.add(link[8:-1])
-    names = []
-    with open("/proc/self/net/unix", encoding="utf-8", errors="replace") as table:
-        for line in table:
-            words = line.split()
-            if len(words) > 7 and words[6] in inodes:
-                names.append("/".join(words[7].split("/")[:3])[:20])
-    return sorted(names)
-
-
-def driver_state(driver: Any) -> dict[str, Any]:
-    """Count what a driver and its core hold for connections and handshakes."""
-    discovery, endpoint = driver.discovery, driver._endpoint
-    state = {
-        "transports": len(driver.transports),
-        "negotiations": len(driver.negotiations),
-        "counted negotiations": driver._negotiations,
-        "marks": len(discovery._open_marks),
-        "offers": len(discovery._offers),
-    }
-    if endpoint is not None:
-        endpoint.check()
-        state["handshakes"] = endpoint.handshake_count
-        state["groups"] = len(endpoint.groups)
-        state["connections"] = sum(len(g.connections) for g in endpoint.groups)
-        state["domains"] = sum(len(d.domains) for d in driver.devices)
-    return state
-
-
-def drivers_of(loop: asyncio.AbstractEventLoop) -> list[Any]:
-    """Give every driver that serves a loop."""
-    from pysmc.aio import foreign
-
-    if isinstance(loop, Loop):
-        return [loop.driver]
-    return [entry[0] for entry in foreign._drivers.get(loop, {}).values()]
-
-
-def state_of(loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
-    """Say what the running loop holds, for a comparison later."""
-    drivers = drivers_of(loop)
-    state: dict[str, Any] = {"descriptors": open_descriptors()}
-    state["tasks"] = len(asyncio.all_tasks())
-    for number, driver in enumerate(drivers):
-        for key, value in driver_state(driver).items():
-            state[f"{key} of {number}"] = value
-    if isinstance(loop, asyncio.SelectorEventLoop):
-        rings = {driver._timer for driver in drivers}
-        timers = [t for t in loop._scheduled if not t._cancelled and t not in rings]
-        state["timers"] = len(timers)
-        state["watched"] = len(loop._selector.get_map())
-    if isinstance(loop, Loop):
-        state["outcomes"] = len(loop._outcomes)
-        state["announcements"] = len(loop._announcements)
-    return state
-
-
-def memory_of(loop: asyncio.AbstractEventLoop) -> int:
-    """Count the bytes of receive buffers, also of those that are kept for reuse."""
-    endpoints = [driver._endpoint for driver in drivers_of(loop)]
-    return sum(end._keeper.rmb_bytes for end in endpoints if end is not None)
-
-
-async def until(done: Callable[[], Any], what: Callable[[], str]) -> None:
-    """Wait until something is so, with a deadline."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE
-    turns = 0
-    while not done():
-        assert loop.time() < deadline, what()
-        turns += 1
-        await asyncio.sleep(0 if turns < QUICK_TURNS else 0.001)
-
-
-async def settled(loop: asyncio.AbstractEventLoop, before: dict[str, Any]) -> None:
-    """Wait until the loop holds what it held before, and no more.
-
-    Raises:
-        AssertionError: It still holds more when the time is over; says what.
-    """
-
-    def difference() -> str:
-        now = state_of(loop)
-        rows = [f"{k}: {before[k]} -> {now[k]}" for k in before if before[k] != now[k]]
-        tasks = [task.get_coro() for task in asyncio.all_tasks()]
-        return f"left behind: {rows}; names {own_names()}; tasks {tasks}"
-
-    await until(lambda: state_of(loop) == before, difference)
 
 
 # Both ends
@@ -293,6 +89,43 @@ class Echo(End):
         self.transport.write(data)
 
 
+class Visit:
+    """One end of a stream; looks to a stage like an `End`.
+
+    Args:
+        reader: Of the stream.
+        writer: Of the stream.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.calls = ["made"]
+
+    @property
+    def transport(self) -> Any:
+        return self.writer.transport
+
+    @property
+    def is_over(self) -> bool:
+        return "lost" in self.calls
+
+    def check(self) -> None:
+        assert self.calls == ["made", "lost"], self.calls
+
+    async def leave(self) -> None:
+        """Close, and wait until the connection is gone."""
+        self.writer.close()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                with contextlib.suppress(OSError):
+                    await self.writer.wait_closed()
+        finally:
+            self.calls.append("lost")
+
+
 def accepting_tasks() -> list[asyncio.Task[Any]]:
     """List the tasks of connections that were accepted and have no transport yet."""
     return [
@@ -302,10 +135,22 @@ def accepting_tasks() -> list[asyncio.Task[Any]]:
     ]
 
 
-def pattern(count: int, seed: int) -> bytes:
-    """Make bytes that tell their position."""
-    period = bytes((7 * i + seed) % 251 for i in range(251))
-    return (period * (count // 251 + 1))[:count]
+@functools.cache
+def _periods(count: int) -> bytes:
+    return bytes(range(251)) * count
+
+
+def pattern(count: int, start: int = 0) -> bytes:
+    """Make bytes that tell their position, from one position on."""
+    start %= 251
+    return _periods((start + count) // 251 + 1)[start : start + count]
+
+
+async def echo(visit: Visit) -> None:
+    """Send back what comes, up to the end."""
+    while data := await visit.reader.read(64 * 1024):
+        visit.writer.write(data)
+        await visit.writer.drain()
 
 
 # Scenes
@@ -325,24 +170,45 @@ class Stage:
         self.target: asyncio.Future[Any] | None = None
         self.limit: asyncio.Timeout | None = None
         self.servers: list[asyncio.AbstractServer] = []
-        self.near: list[End] = []
-        """Ends on the side of the coroutine."""
-        self.far: list[End] = []
+        self.near: list[Any] = []
+        """Ends on the side of the coroutine: `End` or `Visit`."""
+        self.far: list[Any] = []
         """Ends of the peer."""
         self.cleaning = contextlib.AsyncExitStack()
 
     def make_near(self) -> End:
-        self.near.append(End())
-        return self.near[-1]
+        end = End()
+        self.near.append(end)
+        return end
 
     def make_far(self) -> End:
-        self.far.append(Echo())
-        return self.far[-1]
+        end = Echo()
+        self.far.append(end)
+        return end
 
     async def serve(self, make: Callable[[], Any] | None = None, **options: Any) -> int:
         """Serve on a port of its own until the play is over; gives the port."""
         where: dict[str, Any] = {"host": HOST, "port": 0, **options}
         server = await self.loop.create_server(make or self.make_far, **where)
+        self.servers.append(server)
+        return int(server.sockets[0].getsockname()[1])
+
+    async def serve_streams(
+        self, serve: Callable[[Any], Coroutine[Any, Any, None]] | None = None
+    ) -> int:
+        """Serve streams likewise; ``serve(visit)`` is called for each, or they echo."""
+
+        async def on_visit(reader: Any, writer: Any) -> None:
+            visit = Visit(reader, writer)
+            self.far.append(visit)
+            try:
+                await (serve or echo)(visit)
+            except (OSError, EOFError):
+                writer.transport.abort()
+            finally:
+                await visit.leave()
+
+        server = await pysmc.start_server(on_visit, HOST, 0)
         self.servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 
@@ -356,6 +222,8 @@ class Stage:
         for end in self.near:
             if end.transport is not None:
                 end.transport.abort()
+            if isinstance(end, Visit) and not end.is_over:
+                await end.leave()
         ends = self.near + self.far
         await until(
             lambda: all(end.is_over for end in ends) and not accepting_tasks(),
@@ -375,8 +243,8 @@ class Scene:
     async def prepare(self, stage: Stage) -> None:
         """Set up what the coroutine needs; not struck."""
 
-    def play(self, stage: Stage) -> Coroutine[Any, Any, Any]:
-        """Give the coroutine."""
+    def play(self, stage: Stage) -> Coroutine[Any, Any, Any] | asyncio.Task[Any]:
+        """Give the coroutine, or the task that somebody else has made of it."""
         raise NotImplementedError
 
     def around(self, stage: Stage) -> contextlib.AbstractContextManager[Any]:
@@ -392,24 +260,22 @@ class Scene:
 
 
 async def prove_by_streams(stage: Stage, mode: str | None) -> None:
-    """Send bytes around over a new connection, and check each of them.
+    """Send bytes around over a new connection of any loop, and check each of them.
 
     Args:
         stage: Of the play.
         mode: What the connection has to run on; None is anything.
     """
-    port = await stage.serve()
-    reader, writer = await asyncio.open_connection(HOST, port)
+    port = await stage.serve_streams()
+    visit = Visit(*await pysmc.open_connection(HOST, port))
     sent = pattern(3000 + stage.number, stage.number)
-    writer.write(sent)
-    writer.write_eof()
+    visit.writer.write(sent)
+    visit.writer.write_eof()
     async with asyncio.timeout(PATIENCE):
-        assert await reader.read() == sent
+        assert await visit.reader.read() == sent
     if mode is not None:
-        assert writer.get_extra_info("smc").mode == mode
-    writer.close()
-    async with asyncio.timeout(PATIENCE):
-        await writer.wait_closed()
+        assert visit.writer.get_extra_info("smc").mode == mode
+    await visit.leave()
 
 
 # Strikes
@@ -482,14 +348,14 @@ BY_TASK = ("cancel", "cancel twice", "time out")
 BY_PEER = ("peer closes", "peer aborts", "close the server", "cancel the accept")
 
 
-async def _limited(stage: Stage, coroutine: Coroutine[Any, Any, Any]) -> Any:
+async def _limited(stage: Stage, coroutine: Any) -> Any:
     entered = False
     try:
         async with asyncio.timeout(None) as stage.limit:
             entered = True
             return await coroutine
     finally:
-        if not entered:
+        if not entered and not isinstance(coroutine, asyncio.Task):
             coroutine.close()
 
 
@@ -513,22 +379,30 @@ async def strike_once(
     with contextlib.ExitStack() as around:
         await scene.prepare(stage)
         around.enter_context(scene.around(stage))
-        has_struck = await _play(scene, stage, strike, at)
+        has_come = await _play(scene, stage, strike, at)
     stage.target = stage.limit = None
     await scene.prove(stage)
     await stage.clear()
     del stage
     await settled(loop, before)
-    return has_struck
+    return has_come
 
 
 async def _play(scene: Scene, stage: Stage, strike: str, at: int) -> bool:
     loop = stage.loop
-    coroutine = scene.play(stage)
+    coroutine: Any = scene.play(stage)
     if strike == "time out":
         coroutine = _limited(stage, coroutine)
-    stage.target = target = loop.create_task(coroutine)
-    striker = Striker(target, at, lambda: STRIKES[strike](stage))
+    act = functools.partial(STRIKES[strike], stage)
+    striker: Any
+    if isinstance(loop, asyncio.SelectorEventLoop):
+        is_task = isinstance(coroutine, asyncio.Task)
+        target = coroutine if is_task else loop.create_task(coroutine)
+        stage.target = target
+        striker = Striker(target, at, act)
+    else:
+        striker = Suspensions(coroutine, at, act)
+        stage.target = striker.target = target = loop.create_task(striker.play())
     done, _ = await asyncio.wait({target}, timeout=PATIENCE)
     striker.stop()
     assert done, f"hangs: {target!r}"
@@ -537,7 +411,7 @@ async def _play(scene: Scene, stage: Stage, strike: str, at: int) -> bool:
     else:
         target.result()
     await scene.check(stage, strike if striker.has_struck else "")
-    return striker.has_struck
+    return bool(striker.has_come)
 
 
 def _check_end(target: asyncio.Future[Any], strike: str) -> None:
@@ -568,13 +442,13 @@ async def strike_everywhere(scene: Scene, strike: str, *, most: int = 400) -> in
     memory = 0
     for at in range(1, most):
         try:
-            has_struck = await strike_once(scene, strike, at)
+            has_come = await strike_once(scene, strike, at)
         except BaseException as error:
             error.add_note(f"{type(scene).__name__}: {strike} at point {at}")
             raise
         if at == 2:  # both ends have their buffers by now
             memory = memory_of(loop)
-        if not has_struck:
+        if not has_come:
             assert memory_of(loop) <= 4 * memory, "receive buffers pile up"
             return at - 1
     message = f"no end after {most} points"
@@ -618,6 +492,12 @@ def _is_calm(loop: asyncio.AbstractEventLoop) -> bool:
     return not any(state.get(f"{key} of 0") for key in ("connections", "transports"))
 
 
+def keep_turning(loop: asyncio.AbstractEventLoop) -> None:
+    """Wake uvloop now and then: it was seen to miss its own thread pool."""
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        loop.call_later(0.1, keep_turning, loop)
+
+
 def run_on(
     factory: Callable[[], asyncio.AbstractEventLoop],
     main: Callable[[], Coroutine[Any, Any, Any]],
@@ -630,9 +510,16 @@ def run_on(
     gc.collect()  # what earlier tests left is none of this one's business
     before = open_descriptors()
     problems: list[dict[str, Any]] = []
+
+    def on_problem(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Streams of Python 3.11 report it when a server's callback was cancelled.
+        if not isinstance(context.get("exception"), asyncio.CancelledError):
+            problems.append(context)
+
     with asyncio.Runner(loop_factory=lambda: watched(factory())) as runner:
         loop = runner.get_loop()
-        loop.set_exception_handler(lambda _, context: problems.append(context))
+        loop.set_exception_handler(on_problem)
+        keep_turning(loop)
         task: asyncio.Task[Any] = loop.create_task(main())
         task.add_done_callback(lambda _: loop.stop())
         while not task.done():

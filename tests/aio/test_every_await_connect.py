@@ -22,6 +22,8 @@ from tests.aio.every_await import HOST, Scene, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+
 LISTED = Config(discovery=("static",), peers=(HOST,))
 REFUSED = reason("IPSEC", "local")
 
@@ -201,20 +203,17 @@ def each_strike(ways: dict[str, Way]) -> Any:
 ALL = [*harness.BY_TASK, *harness.BY_PEER, "close", "abort", "stop the loop"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strike", ALL)
 def test_reuse(strike) -> None:
     assert strike_reuse(Connect(), strike, Config()) >= 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strike", ALL)
 def test_listed_peer(strike) -> None:
     """Nobody is asked: CLC begins at once."""
     assert strike_reuse(Connect(), strike, LISTED) >= 15
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strike", ALL)
 def test_first_contact(strike) -> None:
     """The link group is made, too."""
@@ -222,7 +221,6 @@ def test_first_contact(strike) -> None:
     assert points >= 25
 
 
-@pytest.mark.slow
 @each_strike(FIRST_CONTACTS)
 def test_first_contact_declined(way, strike) -> None:
     what = FIRST_CONTACTS[way]
@@ -231,7 +229,6 @@ def test_first_contact_declined(way, strike) -> None:
     assert points >= what.points
 
 
-@pytest.mark.slow
 @each_strike(REUSES)
 def test_declined(way, strike) -> None:
     what = REUSES[way]

@@ -108,6 +108,20 @@ def test_every_test_of_cpython_is_sorted_in(version) -> None:
         assert counts == expected
 
 
+def test_tests_with_transports_at_both_ends_are_run_as_they_are() -> None:
+    """What has no twin for that reason is run over SMC-R by tests/cpython."""
+    path = HERE.parent / "cpython" / "expected.toml"
+    run = tomllib.loads(path.read_text("utf-8"))["both_ends"]
+    ran = {(module, test) for module, _, test in (name.split(".") for name in run)}
+    assert sorted_in("transports") <= ran
+    others = {pair for pair in ran if pair in sorted_in("twins")}
+    # These are run there too, where a blocking connect is led through the loop.
+    assert {module for module, _ in others} == {"test_sendfile"}
+    assert {test for _, test in ran - sorted_in("transports") - others} == {
+        test for _, test in ran if "unix" in test
+    }
+
+
 def test_every_twin_that_is_named_exists_and_every_other_is_named() -> None:
     """A twin is a function of the same name in the file of the same name."""
     twins = set()

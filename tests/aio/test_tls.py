@@ -151,18 +151,9 @@ def test_fallback_of_an_upgrade(kit, authority, world) -> None:
 def test_wrong_certificates_on_fallback(kit, authority, world) -> None:
     async def scenario() -> None:
         context = authority.server_context("unknown")
-        server = await pysmc.start_server(echo, HOST, 0, ssl=context, config=PLAIN)
-        port = server.sockets[0].getsockname()[1]
-        attempt = pysmc.open_connection(
-            HOST,
-            port,
-            config=PLAIN,
-            ssl=authority.client_context(),
-            server_hostname=NAME,
-        )
-        assert "CERTIFICATE_VERIFY_FAILED" in await story(attempt)
-        server.close()
-        await server.wait_closed()
+        async with serving(world, context, config=PLAIN) as served:
+            attempt = served.connect(authority.client_context(), config=PLAIN)
+            assert "CERTIFICATE_VERIFY_FAILED" in await story(attempt)
 
     kit.run(scenario, factory=world.factory)
 
@@ -173,16 +164,19 @@ def test_wrong_certificates_on_fallback(kit, authority, world) -> None:
 def test_a_client_that_fails_is_told_of_when_debugging(
     kit, authority, world, caplog
 ) -> None:
-    async def scenario(*, debug: bool) -> None:
+    async def scenario(*, debug: bool) -> int:
         asyncio.get_running_loop().set_debug(debug)
         async with serving(world, authority.server_context("unknown")) as served:
             attempt = served.connect(authority.client_context())
             assert "CERTIFICATE_VERIFY_FAILED" in await story(attempt)
+            served.server.close()
+            await served.server.wait_closed()
+            return len(served.failed)
 
     with caplog.at_level(logging.DEBUG, "pysmc"):
-        kit.run(lambda: scenario(debug=False), factory=world.factory)
+        assert kit.run(lambda: scenario(debug=False), factory=world.factory) == 0
     assert "was closed" in caplog.text
-    kit.run(lambda: scenario(debug=True), factory=world.factory, problems=1)
+    assert kit.run(lambda: scenario(debug=True), factory=world.factory) == 1
 
 
 @pytest.mark.parametrize("how", ["close_clients", "abort_clients"])

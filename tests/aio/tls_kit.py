@@ -87,6 +87,8 @@ class Server:
         self.world = world
         self.streams: asyncio.Queue[Stream] = asyncio.Queue()
         self.opened: list[Stream] = []
+        self.failed: list[str] = []
+        """What a loop in debug mode told of clients that failed at TLS."""
         self.server: Any = None
         self.port = 0
 
@@ -94,6 +96,19 @@ class Server:
         stream = Stream(reader, writer)
         self.opened.append(stream)
         self.streams.put_nowait(stream)
+
+    def _listen_to_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        others: Any = loop.get_exception_handler()
+
+        def hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            message = "Error on transport creation for incoming connection"
+            if context["message"] == message and isinstance(error, OSError):
+                self.failed.append(str(error))  # itself it holds much
+            else:
+                others(loop, context)
+
+        loop.set_exception_handler(hear)
 
     async def take(self) -> Stream:
         async with asyncio.timeout(PATIENCE):
@@ -135,6 +150,7 @@ async def serving(
 ) -> AsyncIterator[Server]:
     """Serve in the running loop; afterwards whatever is open is aborted."""
     made = Server(world)
+    made._listen_to_loop(asyncio.get_running_loop())
     if context is not None:
         options["ssl"] = context
     made.server = await world.start_server(made._on_stream, HOST, 0, **options)

@@ -22,6 +22,8 @@ from typing import IO, Any
 
 import pytest
 
+from doc_recipes import Recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
 DEADLINE = 30.0
@@ -119,6 +121,14 @@ class Process:
             return self.popen.wait(deadline)
         except subprocess.TimeoutExpired:
             return pytest.fail(f"did not end within {deadline} s\n{self.complaint()}")
+
+    def rest(self, deadline: float = DEADLINE) -> str:
+        """Wait for a good end, and give the rest of its standard output."""
+        code = self.finish(deadline)
+        assert code == 0, f"exit code {code}\n{self.complaint()}"
+        assert self.popen.stdout is not None
+        data: bytes = self._buffer + self.popen.stdout.read()
+        return data.decode()
 
     def interrupt(self, number: int = signal.SIGINT, deadline: float = DEADLINE) -> int:
         """Send a signal, wait for the end and give the exit code."""
@@ -281,11 +291,48 @@ def wait_until():
 
 
 @pytest.fixture
+def wait_announced(wait_until):
+    """Wait until a port has a listener of pysmc; its beacon's name has it."""
+
+    def wait(port: int | str) -> None:
+        names = Path("/proc/net/unix")
+        wait_until(lambda: f"@pysmc/b/1/{port}\n" in names.read_text(), True)
+
+    return wait
+
+
+@pytest.fixture
 def free_port() -> int:
     """Find a TCP port for a program that cannot choose one and tell it."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
     return port
+
+
+@pytest.fixture
+def follow(programs: Programs, tmp_path: Path):
+    """Carry out a how-to page as it stands there, but for the ports; all of it.
+
+    Called with the page's name and its ports, gives the recipe and what starts one of
+    its commands.
+    """
+    recipes: list[Recipe] = []
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+
+    def make(page: str, ports: dict[int, int]):
+        text = (ROOT / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8")
+        recipe = Recipe(text, tmp_path, ports)
+        recipes.append(recipe)
+
+        def start(command: str, **options: Any) -> Process:
+            arguments, settings = recipe.take_command(command)
+            env = {"PATH": path, "HOME": str(tmp_path)} | settings
+            return programs.program(*arguments, env=env, is_measured=False, **options)
+
+        return recipe, start
+
+    yield make
+    assert [recipe.unused() for recipe in recipes] == [[]] * len(recipes)
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""asyncpg and a real PostgreSQL: directly over TCP, and over SMC-R up to a relay."""
+"""redis-py and asyncpg, unmodified: with the real servers over TCP, and over SMC-R.
+
+Redis and PostgreSQL know no SMC. So over SMC-R redis-py speaks with a small server of
+the tests' own, and asyncpg with a relay before the real server.
+"""
 
 from __future__ import annotations
 
@@ -109,7 +113,7 @@ def database():
             yield port, authority.root
 
 
-def check(seen, mode):
+def check_asyncpg(seen, mode):
     assert seen["info"]["mode"] == seen["tls"]["mode"] == mode
     assert seen["tls"]["is_used"] == [False, True]
     for one in (seen, seen["tls"]):
@@ -120,16 +124,16 @@ def check(seen, mode):
 
 
 @pytest.mark.slow
-def test_real_server_is_no_smc_peer(programs, database):
+def test_postgresql_itself_is_no_smc_peer(programs, database):
     visitor = programs.under_pysmc("asyncpg_visitor", *database, flags=STRICT)
     seen = visitor.json()
-    check(seen, "tcp")
+    check_asyncpg(seen, "tcp")
     assert seen["info"]["reason"]["name"] == "PEER_NO_SMC"
     assert visitor.finish() == 0
 
 
 @pytest.mark.slow
-def test_over_smcr_to_a_relay(programs, database):
+def test_asyncpg_over_smcr_to_a_relay(programs, database):
     """What asyncpg does is the same when its end of the connection is SMC-R."""
     port, authority = database
     relay = programs.under_pysmc("relay", port, flags=STRICT)
@@ -137,6 +141,57 @@ def test_over_smcr_to_a_relay(programs, database):
         "asyncpg_visitor", relay.line(), authority, flags=STRICT, env=REQUIRE
     )
     seen = visitor.json()
-    check(seen, "smcr")
+    check_asyncpg(seen, "smcr")
     assert seen["info"]["reason"] is None
     assert (visitor.finish(), relay.finish()) == (0, 0)
+
+
+def check_redis(seen, mode):
+    assert seen["values"] == [True] * 4
+    assert seen["counted"] is seen["together"] is True
+    assert seen["news"] == {"listeners": [1], "heard": True, "mode": mode}
+    assert seen["info"]["mode"] == mode
+
+
+@pytest.mark.slow
+def test_redis_over_smcr(programs):
+    """Its peer is a server of the tests' own: Redis itself knows no SMC."""
+    server = programs.under_pysmc("resp_server", flags=STRICT, env=REQUIRE)
+    visitor = programs.under_pysmc(
+        "redis_visitor", server.line(), flags=STRICT, env=REQUIRE
+    )
+    seen = visitor.json()
+    check_redis(seen, "smcr")
+    assert seen["info"]["reason"] is None
+    assert (visitor.finish(), server.finish()) == (0, 0)
+
+
+@pytest.fixture
+def redis_port(programs, free_port, tmp_path):
+    program = shutil.which("redis-server")
+    if program is None:
+        assert not os.environ.get("CI"), "CI brings redis-server"
+        pytest.skip("needs redis-server: apt-get install -y redis-server")
+    server = programs.program(
+        program, "--port", free_port, "--bind", "127.0.0.1", "--save", ""
+    )
+    while "eady to accept connections" not in server.line():
+        pass
+    return free_port
+
+
+@pytest.mark.slow
+def test_redis_itself_is_no_smc_peer(programs, redis_port):
+    visitor = programs.under_pysmc("redis_visitor", redis_port, flags=STRICT)
+    seen = visitor.json()
+    check_redis(seen, "tcp")
+    assert seen["info"]["reason"]["name"] == "PEER_NO_SMC"
+    assert visitor.finish() == 0
+
+
+@pytest.mark.slow
+def test_recipes(follow, redis_port, database):
+    port, _ = database
+    _, start = follow("databases", {6379: redis_port, 5432: port})
+    assert start("python cache.py").rest() == "b'hello'\n"
+    assert start("python rows.py").rest() == "5050\n"

@@ -17,7 +17,6 @@ PROGRAMS = Path(__file__).parent / "programs"
 LOOP = ("--loop", "pysmc:new_event_loop")
 UVICORN = r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
 HYPERCORN = r"Running on http://127\.0\.0\.1:(\d+)"
-STARTED = "Application startup complete"
 KEPT_ALIVE = {
     "echo": True, "upload": True, "download": True, "kept alive": True, "mode": "smcr",
 }  # fmt: skip
@@ -102,35 +101,20 @@ def test_a_request_that_is_under_way_is_answered_before_the_end(
     assert server.finish() == (-signal.SIGTERM if name == "uvicorn" else 0)
 
 
-@pytest.fixture
-def prefork(programs, wait_until):
-    """Ask two workers of one listening socket; whoever is stopped does not answer."""
-
-    def start(server, port):
-        visitor = visit(programs, port, "ask")
-        server.wait_complaint(STARTED, 2)
-        first = visitor.ask("who")
-        os.kill(first["pid"], signal.SIGSTOP)
-        second = visitor.ask("who")
-        os.kill(first["pid"], signal.SIGCONT)
-        return visitor, first, second
-
-    return start
-
-
-def check_workers(*workers):
-    for worker in workers:
-        assert worker["pid"] == worker["born"]
-        assert worker["loop"] == "pysmc.aio.loop.Loop"
-    assert len({worker["pid"] for worker in workers}) == len(workers)
-
-
 @pytest.mark.slow
-def test_uvicorn_with_two_workers(programs, prefork):
+def test_uvicorn_with_two_workers(programs, wait_announced):
     # Not strict: uvicorn leaves its listening socket to the end of the parent.
     server, port = start_uvicorn(programs, "--workers", 2, flags=())
-    visitor, first, second = prefork(server, port)
-    check_workers(first, second)
-    assert server.pid not in {first["pid"], second["pid"]}
+    wait_announced(port)
+    visitor = visit(programs, port, "ask")
+    # Both serve: whoever is stopped leaves the next connection to the other.
+    first = visitor.ask("who")
+    os.kill(first["pid"], signal.SIGSTOP)
+    second = visitor.ask("who")
+    os.kill(first["pid"], signal.SIGCONT)
+    assert len({server.pid, first["pid"], second["pid"]}) == 3
+    for worker in (first, second):
+        assert worker["pid"] == worker["born"]
+        assert worker["loop"] == "pysmc.aio.loop.Loop"
     assert visitor.finish() == 0
     assert server.interrupt() in {0, -signal.SIGINT}

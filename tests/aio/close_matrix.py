@@ -61,6 +61,15 @@ class Told(NamedTuple):
         return f"one: {', '.join(self.one)}\nother: {', '.join(self.other)}"
 
 
+LATE = "mid-handshake, in CLC"
+LATE_CELLS = tuple(
+    Cell(one, other, LATE)
+    for one in ("cancel", "drop the last reference", "process exit")
+    for other in ACTIONS
+)
+"""In the matrix these three act before the server has confirmed; here after it."""
+
+
 class Remote:
     """A player in its own process."""
 
@@ -163,7 +172,7 @@ class Stage:
         other = Remote(self, carrier, "other", cell)
         ends = (one, other)
         port = other.ask("listen")
-        if cell.situation == "mid-handshake":
+        if cell.situation.startswith("mid-handshake"):
             self._begin_early(cell, carrier, one, other, port)
         else:
             one.ask("connect", port)
@@ -193,6 +202,12 @@ class Stage:
         one.ask("connect", port)
         one.ask("turn")
         if acts_unmade:
+            if carrier == "smcr" and cell.situation == LATE:
+                for _ in range(ROUNDS):
+                    if other.ask("is_in_clc"):
+                        break
+                    other.ask("turn", 1)
+                    one.ask("turn", 1)
             assert not one.ask("is_made")
             one.ask("act")
             one.ask("release")

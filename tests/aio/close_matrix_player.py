@@ -146,7 +146,7 @@ class Player:
     @property
     def early(self) -> bool:
         """Whether it acts before the connection is finished."""
-        return self.situation == "mid-handshake"
+        return self.situation.startswith("mid-handshake")
 
     def make_protocol(self) -> Any:
         streams = self.action == "cancel" and not self.early
@@ -170,7 +170,7 @@ class Player:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 17)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
         reads_not = "one" if self.situation == "unread data" else "other"
-        if self.situation not in {"idle", "mid-handshake"} and self.role == reads_not:
+        if self.situation != "idle" and not self.early and self.role == reads_not:
             transport.pause_reading()
 
     def on_warning(self, text: Any, kind: Any, *_: Any) -> None:
@@ -328,6 +328,11 @@ class Player:
 
     def is_made(self) -> bool:
         return self.made
+
+    def is_in_clc(self) -> bool:
+        """Tell whether CLC is spoken, and not only the other end looked for."""
+        loop: Any = self.loop
+        return any(one.role == "server" for one in loop.driver.negotiations)
 
     def carrier(self) -> str:
         """Tell what carried the connection: "smcr", "tcp", or nothing."""

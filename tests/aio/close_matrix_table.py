@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tests.aio.close_matrix import SITUATIONS, Cell
+from tests.aio.close_matrix import ACTIONS, LATE, SITUATIONS, Cell
 
 __all__ = ["DIFFERENCES", "RACY", "REASONS", "Difference", "difference_of"]
 
@@ -86,6 +86,33 @@ DIFFERENCES = (
         one=(_MADE, _RESET),
         other=(),
     ),
+    Difference(
+        "no connection before both agreed",
+        ("cancel", "process exit"),
+        ACTIONS[:-1],
+        (LATE,),
+        one=None,
+        other=(),
+    ),
+    Difference(
+        "no connection before both agreed",
+        ("drop the last reference",),
+        ("cancel",),
+        (LATE,),
+        one=(_MADE, _RESET),
+        other=(),
+    ),
+    Difference(
+        "no connection before both agreed",
+        ("drop the last reference",),
+        ("process exit",),
+        (LATE,),
+        one=(
+            "create_connection: ConnectionResetError ECONNRESET",
+            "Task exception was never retrieved",
+        ),
+        other=None,
+    ),
 )
 
 RACY: dict[Cell, str] = {}
@@ -99,5 +126,5 @@ def difference_of(cell: Cell) -> Difference | None:
     """Find the row of a cell."""
     rows = [row for row in DIFFERENCES if cell in row.cells()]
     assert len(rows) <= 1, f"{cell} is listed twice"
-    assert cell.situation in SITUATIONS
+    assert cell.situation in (*SITUATIONS, LATE)
     return rows[0] if rows else None

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.aio.close_matrix import ACTIONS, CELLS, SITUATIONS, Cell, Stage, Told
+from tests.aio.close_matrix import (
+    ACTIONS,
+    CELLS,
+    LATE_CELLS,
+    SITUATIONS,
+    Cell,
+    Stage,
+    Told,
+)
 from tests.aio.close_matrix_player import SIMPLE
 from tests.aio.close_matrix_table import (
     DIFFERENCES,
@@ -48,7 +56,7 @@ def expected_by(row: Difference, over_tcp: Told) -> Told:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cell", CELLS, ids=str)
+@pytest.mark.parametrize("cell", CELLS + LATE_CELLS, ids=str)
 def test_the_end_is_what_it_is_over_tcp(stage: Stage, cell: Cell) -> None:
     over_tcp = stage.play(cell, "tcp")
     over_smcr = stage.play(cell, "smcr")
@@ -67,7 +75,7 @@ def test_the_end_is_what_it_is_over_tcp(stage: Stage, cell: Cell) -> None:
 
 def assert_over_smcr(cell: Cell, play: Told) -> None:
     """See to it that the connection was what the scenario is about."""
-    if cell.situation != "mid-handshake":
+    if not cell.situation.startswith("mid-handshake"):
         assert play.carriers == ("smcr", "smcr")
     elif cell.one in SIMPLE:
         assert play.carriers[0] == "smcr"
@@ -87,12 +95,14 @@ def test_tcp_itself_does_not_vary(stage: Stage) -> None:
 def test_the_matrix_is_whole() -> None:
     assert (len(ACTIONS), len(SITUATIONS)) == (7, 5)
     assert len(set(CELLS)) == len(CELLS) == 245
+    assert len(set(LATE_CELLS) - set(CELLS)) == len(LATE_CELLS) == 21
 
 
 def test_the_table_names_cells_of_the_matrix_once() -> None:
     listed = [cell for row in DIFFERENCES for cell in row.cells()]
-    assert len(set(listed)) == len(listed) == 12
-    assert set(listed) <= set(CELLS)
+    assert len(set(listed)) == len(listed) == 12 + 14
+    assert set(listed) <= {*CELLS, *LATE_CELLS}
+    assert len(set(listed) & set(CELLS)) == 12
     assert {row.reason for row in DIFFERENCES} == set(REASONS)
     assert all(row.one is not None or row.other is not None for row in DIFFERENCES)
 

@@ -546,9 +546,11 @@ def test_repr(kit) -> None:
 
 def test_an_unclosed_transport_warns(kit) -> None:
     async def scenario() -> None:
-        async with kit.serving(kit.Recorder) as port:
-            loop = asyncio.get_running_loop()
-            await loop.create_connection(kit.Recorder, kit.host, port)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(kit.Recorder, kit.host, 0)
+        port = server.sockets[0].getsockname()[1]
+        await loop.create_connection(kit.Recorder, kit.host, port)
+        server.close()  # wait_closed() would wait for the connection
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -206,6 +207,14 @@ LOSSY = {
 }
 
 
+FAULTY = {
+    (state, "writelines")
+    for state in ("half_closed", "blocked_half_closed", "closing", "closed", "aborted")
+    if sys.version_info >= (3, 12)
+}
+"""Where stock asyncio raises from within, or names another method."""
+
+
 async def call_in_state(kit: Any, mode: str, state: str, call: str) -> list[Any]:
     def keeps_open() -> Any:
         return kit.Recorder(keep_open=True)
@@ -239,7 +248,8 @@ async def call_in_state(kit: Any, mode: str, state: str, call: str) -> list[Any]
 @pytest.mark.parametrize("state", STATES)
 def test_every_method_in_every_state(kit, state) -> None:
     async def all_calls(kit: Any, mode: str) -> dict[str, Any]:
-        return {call: await call_in_state(kit, mode, state, call) for call in CALLS}
+        calls = [call for call in CALLS if (state, call) not in FAULTY]
+        return {call: await call_in_state(kit, mode, state, call) for call in calls}
 
     compare(kit, all_calls)
 

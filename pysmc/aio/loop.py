@@ -20,7 +20,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
-from pysmc.aio.driver import NOT_MARKED, Driver, is_tcp
+from pysmc.aio.driver import INET, NOT_MARKED, Driver, is_tcp
 from pysmc.aio.negotiation import (
     Outcome,
     begin,
@@ -102,7 +102,11 @@ class Loop(asyncio.SelectorEventLoop):
         self._found: dict[int, tuple[weakref.ref[socket.socket], Mark | Reason]] = {}
         # Outcomes on their way from a negotiation to the transport that is made next.
         self._outcomes: dict[socket.socket, Outcome] = {}
-        self._announcements: dict[int, Announcement] = {}
+        # By descriptor as well: a program may close a listener behind our back, and the
+        # next one gets its number.
+        self._announcements: dict[
+            int, tuple[weakref.ref[socket.socket], Announcement]
+        ] = {}
         self._fabric_selector = FabricSelector(self.config.busy_poll_us)
         super().__init__(self._fabric_selector)
 
@@ -136,7 +140,7 @@ class Loop(asyncio.SelectorEventLoop):
                 self._fabric_selector.remove_device(device)
                 if not driver.is_forked:
                     self.remove_reader(device.fileno())
-            for announcement in self._announcements.values():
+            for _, announcement in self._announcements.values():
                 announcement.close()
             self._announcements.clear()
             driver.close()
@@ -166,23 +170,14 @@ class Loop(asyncio.SelectorEventLoop):
         ):
             self._found[sock.fileno()] = (weakref.ref(sock), PEER_NO_SMC)
             return super().sock_connect(sock, address)
-        return self._prepare_and_connect(sock, address)
-
-    def _prepare_and_connect(
-        self, sock: socket.socket, address: Any
-    ) -> Coroutine[Any, Any, None]:
         if not is_tcp(sock):
             return super().sock_connect(sock, address)
-        found = self.driver.prepare(sock, address)
-        if isinstance(found, Reason) and found.name != "SETUP_MISSING":
-            self._remember(sock, found)
-            return super().sock_connect(sock, address)
-        return self._connect_marked(sock, address, found)
+        return self._prepare_and_connect(sock, address)
 
-    async def _connect_marked(
-        self, sock: socket.socket, address: Any, found: Mark | Reason
-    ) -> None:
-        if isinstance(found, Reason):
+    async def _prepare_and_connect(self, sock: socket.socket, address: Any) -> None:
+        # Nothing is marked before this runs: a task may be cancelled before it begins.
+        found = self.driver.prepare(sock, address)
+        if isinstance(found, Reason) and found.name == "SETUP_MISSING":
             found = await self._prepare_by_name(sock, address, found)
         discovery = self.driver.discovery
         try:
@@ -213,6 +208,8 @@ class Loop(asyncio.SelectorEventLoop):
         """Find the numeric address that the stock loop will use for a host name."""
         if not (isinstance(address, tuple) and isinstance(address[0], str)):
             return None
+        if _is_numeric(address[0]):
+            return None  # no need to ask, in a thread at that
         try:
             found = await self.getaddrinfo(
                 *address[:2], family=sock.family, type=sock.type, proto=sock.proto
@@ -273,16 +270,20 @@ class Loop(asyncio.SelectorEventLoop):
     def _start_serving(
         self, protocol_factory: Any, sock: socket.socket, *args: Any, **kwargs: Any
     ) -> None:
-        if sock.fileno() not in self._announcements and is_tcp(sock):
+        entry = self._announcements.get(sock.fileno())
+        if (entry is None or entry[0]() is not sock) and is_tcp(sock):
+            if entry is not None:
+                entry[1].close()
+                del self._announcements[sock.fileno()]
             announcement = self.driver.announce(sock)
             if announcement is not None:
-                self._announcements[sock.fileno()] = announcement
+                self._announcements[sock.fileno()] = (weakref.ref(sock), announcement)
         super()._start_serving(protocol_factory, sock, *args, **kwargs)  # type: ignore[misc]
 
     def _stop_serving(self, sock: socket.socket) -> None:
-        announcement = self._announcements.pop(sock.fileno(), None)
-        if announcement is not None:
-            announcement.close()
+        entry = self._announcements.pop(sock.fileno(), None)
+        if entry is not None:
+            entry[1].close()
         super()._stop_serving(sock)  # type: ignore[misc]
 
     def _accept_connection2(
@@ -338,9 +339,11 @@ class Loop(asyncio.SelectorEventLoop):
         except BaseException:
             conn.close()
             raise
-        if outcome.negotiation is not None and _is_closed(server):
-            # Stock asyncio would find out when it makes the transport.
-            outcome.negotiation.drop()
+        if _is_closed(server):
+            # Stock asyncio would find out when it makes the transport, and leave the
+            # socket to the garbage collector.
+            if outcome.negotiation is not None:
+                outcome.negotiation.drop()
             conn.close()
             return
         self._outcomes[conn] = outcome
@@ -544,6 +547,16 @@ def _with_info(
     extra = {} if extra is None else extra
     extra["smc"] = outcome.info
     return extra
+
+
+def _is_numeric(host: str) -> bool:
+    for family in INET:
+        try:
+            socket.inet_pton(family, host.partition("%")[0])
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 def _is_closed(server: Any) -> bool:

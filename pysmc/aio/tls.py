@@ -212,7 +212,7 @@ async def start_tls(
     else:
         begin = loop.start_tls
     # Runs before TLS begins, which the loop schedules as well.
-    prepare = loop.call_soon(_prepare, transport, protocol, take_early)
+    prepare = loop.call_soon(_prepare, transport, take_early)
     try:
         upgraded: asyncio.Transport | None = await begin(
             transport,
@@ -232,13 +232,10 @@ async def start_tls(
 
 
 def _prepare(
-    transport: asyncio.WriteTransport,
-    before: asyncio.BaseProtocol,
-    take_early: Callable[[], bytes] | None,
+    transport: asyncio.WriteTransport, take_early: Callable[[], bytes] | None
 ) -> None:
+    # Every loop puts its TLS protocol in place before it waits for the first time.
     tls: Any = transport.get_protocol()
-    if tls is before:
-        return
     cpython.tell_of_every_end(tls)
     if take_early is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from typing import Any
 
@@ -12,6 +13,7 @@ import uvloop
 from pysmc.aio import tls
 from pysmc.errors import ConnectionReset
 from tests.aio.tls_kit import (
+    HOST,
     MIB,
     NAME,
     OWN,
@@ -76,14 +78,22 @@ def test_plain_bytes_both_ways_before(kit, authority, world, monkeypatch) -> Non
     assert len(tap.smcr) == 2 * world.smcr
 
 
+@pytest.mark.parametrize("is_smcr", [True, False], ids=["smcr", "fallback"])
 @pytest.mark.parametrize("world", [OWN, STOCK, UVLOOP], ids=lambda w: w.name)
-def test_a_client_that_does_not_wait(kit, authority, world) -> None:
+def test_a_client_that_does_not_wait(kit, authority, world, is_smcr) -> None:
     """Its first TLS bytes lie behind the request, and the server has them already."""
     hello = client_hello(authority)
 
     async def scenario() -> None:
         async with serving(world) as served:
-            here, there = await served.pair()
+            if is_smcr:
+                here, there = await served.pair()
+            else:
+                sock = socket.create_connection((HOST, served.port))
+                here = Stream(*await world.open_connection(sock=sock))
+                there = await served.streams.get()
+                served.opened.append(here)
+                assert there.info("smc").mode == "tcp"
             here.writer.write(b"STARTTLS\r\n" + hello.outgoing.read())
             assert await there.reader.readline() == b"STARTTLS\r\n"
             upgrading = asyncio.ensure_future(

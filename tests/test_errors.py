@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import inspect
 
 import pytest
@@ -27,6 +28,7 @@ def test_everything_is_an_smc_error() -> None:
     ("error", "standard"),
     [
         (errors.ConnectionReset, ConnectionResetError),
+        (errors.PeerClosed, BrokenPipeError),
         (errors.ConnectionAborted, ConnectionAbortedError),
         (errors.Declined, ConnectionError),
         (errors.FabricUnavailable, ConnectionError),
@@ -66,10 +68,18 @@ def test_a_fabric_error_says_what_was_tried() -> None:
     assert str(errors.FabricUnavailable("open", "shm")) == "open: shm"
 
 
-@pytest.mark.parametrize("kind", [errors.ConnectionReset, errors.ConnectionAborted])
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        (errors.ConnectionReset, errno.ECONNRESET),
+        (errors.PeerClosed, errno.EPIPE),
+        (errors.ConnectionAborted, errno.ECONNABORTED),
+    ],
+)
 def test_the_ends_of_a_connection_carry_fabric_and_code(
-    kind: type[errors.ConnectionReset],
+    kind: type[errors.ConnectionReset], number: int
 ) -> None:
+    assert kind("gone").errno == number
     error = kind("gone", fabric="shm", diagnosis=0x02010000)
     assert (error.fabric, error.diagnosis) == ("shm", 0x02010000)
     assert str(error) == "gone"

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pysmc.aio.transport_end import LooseHandle
+from pysmc.errors import ConnectionReset
 from tests.aio.test_transport_contract import CONFIGS, compare, settle, told
 
 FAULTS: dict[str, type[BaseException]] = {
@@ -306,3 +308,66 @@ def test_a_transport_that_reads_is_not_forgotten(kit) -> None:
                 await settle()
 
     kit.run(scenario)
+
+
+@pytest.mark.parametrize("unread", [False, True])
+def test_a_process_that_ends_closes_what_it_left_open(kit, unread) -> None:
+    program = """
+        import asyncio, pysmc, sys
+
+        async def main():
+            reader, writer = await asyncio.open_connection("127.0.0.1", sys.argv[1])
+            if sys.argv[2] == "True":
+                writer.transport.pause_reading()
+            writer.write(b"here")
+            await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+            sys.exit()
+
+        loop = pysmc.new_event_loop()
+        loop.run_until_complete(main())
+    """
+
+    async def scenario() -> None:
+        recorder = kit.Recorder()
+        async with kit.serving(lambda: recorder) as port:
+            child = kit.spawn(program, port, unread)
+            await recorder.until_bytes(4)
+            assert recorder.info_when_made.mode == "smcr"
+            recorder.transport.write(b"perhaps unread")
+            await settle()
+            child.stdin.write("go\n")
+            child.stdin.flush()
+            await recorder.until_call("lost")
+            expected = ConnectionReset if unread else type(None)
+            assert type(recorder.error) is expected
+            assert ("eof" in recorder.calls) is not unread
+
+    kit.run(scenario)
+
+
+def test_news_for_a_transport_that_is_gone_reaches_nobody() -> None:
+    class Transport:
+        def __init__(self) -> None:
+            self.told: list[object] = []
+
+        def receive_news(self, news: int) -> None:
+            self.told.append(news)
+
+        def salvage(self) -> None:
+            self.told.append("salvage")
+
+        def lose(self, error: object) -> None:
+            self.told.append(error)
+
+        end_of_tcp = lose
+
+    transport = Transport()
+    told, handle, error = transport.told, LooseHandle(transport), ConnectionReset("")
+    for expected in ([1, "salvage", error, error], []):
+        handle.receive_news(1)
+        handle.salvage()
+        handle.lose(error)
+        handle.end_of_tcp(error)
+        assert told == expected
+        told.clear()
+        transport = Transport()  # the first one is gone

@@ -473,6 +473,19 @@ def test_a_close_with_unread_bytes_is_an_abort(duo: Duo) -> None:
     assert duo.left.peer_aborted
 
 
+def test_an_abort_after_the_last_byte_still_says_that_it_was_the_last(
+    duo: Duo,
+) -> None:
+    """The update that said D alone may have been skipped."""
+    duo.left.claim(3)
+    duo.left.shutdown_write()
+    duo.left.abort()
+    assert duo.tell(duo.right) == News.DATA | News.DONE | News.ABORTED
+    assert duo.right.peer_done
+    assert duo.right.peer_aborted
+    assert duo.right.readable == 3
+
+
 def test_after_an_abort_of_the_peer_our_close_is_an_abort(duo: Duo) -> None:
     duo.left.abort()
     duo.tell(duo.right)

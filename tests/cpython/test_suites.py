@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 # All wait for whole runs of other programs.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 FABRICS = ("shm", "sim")
 

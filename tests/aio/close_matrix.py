@@ -6,13 +6,20 @@ their protocols were told. Plain TCP's answer is the one to be had.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from tests.aio.close_matrix_player import Player
+
+if TYPE_CHECKING:
+    import asyncio
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 30.0
@@ -141,6 +148,63 @@ class Remote:
         self._lines.close()
 
 
+class Local:
+    """A player in this process, on a loop that it shares with the other one."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+        self._told: list[tuple[Any, ...]] = []
+
+    @property
+    def carrier(self) -> str:
+        return self._player.mode
+
+    def tell(self, *command: Any) -> None:
+        """Keep a command until its answer is wanted."""
+        self._told.append(command)
+
+    def answer(self) -> Any:
+        """Carry the command out."""
+        return self.ask(*self._told.pop())
+
+    def ask(self, command: str, *args: Any) -> Any:
+        """Carry a command out."""
+        return getattr(self._player, command)(*args)
+
+    def end(self) -> tuple[str, ...]:
+        """Give the report."""
+        return tuple(self._player.report())
+
+
+def play_here(cell: Cell, loop: asyncio.AbstractEventLoop) -> Told:
+    """Play one cell with both ends on one loop, which is closed afterwards.
+
+    Neither end can be held while the other moves, and neither can exit.
+    """
+    plan = {"situation": cell.situation}
+    one = Player(loop, {**plan, "role": "one", "action": cell.one})
+    other = Player(loop, {**plan, "role": "other", "action": cell.other})
+
+    def note(text: Any, *_: Any) -> None:
+        for player in (one, other):
+            if f" fd={player.fileno} " in str(text):
+                player.on_warning(text, ResourceWarning)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note  # type: ignore[assignment]
+        gc.freeze()
+        try:
+            return _perform(cell, "", Local(one), Local(other))
+        finally:
+            other.server.close()
+            loop.close()
+            one.forget()
+            other.forget()
+            gc.collect()
+            gc.unfreeze()
+
+
 class Stage:
     """Owns the process that the players are forked from."""
 
@@ -170,67 +234,71 @@ class Stage:
         """Play one cell over "tcp" or "smcr"."""
         one = Remote(self, carrier, "one", cell)
         other = Remote(self, carrier, "other", cell)
-        ends = (one, other)
-        port = other.ask("listen")
-        if cell.situation.startswith("mid-handshake"):
-            self._begin_early(cell, carrier, one, other, port)
-        else:
-            one.ask("connect", port)
-            for end in ends:
-                end.tell("until_made")
-            for end in ends:
-                end.answer()
-            for end in (other, one):
-                end.ask("prepare")
-        self._settle(ends)
-        for end in ends:
-            end.ask("act")
-            self._settle(ends)
-        for command in ("resume", "finish"):
-            for end in ends:
-                end.ask(command)
-            self._settle(ends)
-        return Told(one.end(), other.end(), (one.carrier, other.carrier))
+        return _perform(cell, carrier, one, other)
 
-    def _begin_early(
-        self, cell: Cell, carrier: str, one: Remote, other: Remote, port: int
-    ) -> None:
-        """Let both act while the other end has not finished."""
-        acts_unmade = cell.one in {"cancel", "drop the last reference", "process exit"}
-        if carrier == "tcp" and acts_unmade:
-            one.ask("hold")
+
+def _perform(cell: Cell, carrier: str, one: Any, other: Any) -> Told:
+    ends = (one, other)
+    port = other.ask("listen")
+    if cell.situation.startswith("mid-handshake"):
+        _begin_early(cell, carrier, one, other, port)
+    else:
         one.ask("connect", port)
-        one.ask("turn")
-        if acts_unmade:
-            if carrier == "smcr" and cell.situation == LATE:
-                for _ in range(ROUNDS):
-                    if other.ask("is_in_clc"):
-                        break
-                    other.ask("turn", 1)
-                    one.ask("turn", 1)
-            assert not one.ask("is_made")
-            one.ask("act")
-            one.ask("release")
-        else:
+        for end in ends:
+            end.tell("until_made")
+        for end in ends:
+            end.answer()
+        for end in (other, one):
+            end.ask("prepare")
+    _settle(ends)
+    for end in ends:
+        end.ask("act")
+        _settle(ends)
+    for command in ("resume", "finish"):
+        for end in ends:
+            end.ask(command)
+        _settle(ends)
+    return Told(one.end(), other.end(), (one.carrier, other.carrier))
+
+
+def _begin_early(cell: Cell, carrier: str, one: Any, other: Any, port: int) -> None:
+    """Let both act while the other end has not finished."""
+    acts_unmade = cell.one in {"cancel", "drop the last reference", "process exit"}
+    if carrier == "tcp" and acts_unmade:
+        one.ask("hold")
+    one.ask("connect", port)
+    one.ask("turn")
+    if acts_unmade:
+        if carrier == "smcr" and cell.situation == LATE:
             for _ in range(ROUNDS):
-                if one.ask("is_made"):
+                if other.ask("is_in_clc"):
                     break
                 other.ask("turn", 1)
-                one.ask("turn", 3)
-            assert one.ask("is_made")
-        assert not other.ask("is_made"), "the other end was to be held"
-        other.ask("act")
-
-    def _settle(self, ends: tuple[Remote, Remote]) -> None:
-        """Let both have turns until nothing moves any more."""
-        before: Any = None
-        calm = 0
+                one.ask("turn", 1)
+        assert not one.ask("is_made")
+        one.ask("act")
+        one.ask("release")
+    else:
         for _ in range(ROUNDS):
-            now = [end.ask("turn") for end in ends]
-            calm = calm + 1 if now == before else 0
-            if calm == CALM_ROUNDS:
-                for end in ends:
-                    end.ask("collect")
-                return
-            before = now
-        raise AssertionError(f"this never ends: {before}")
+            if one.ask("is_made"):
+                break
+            other.ask("turn", 1)
+            one.ask("turn", 3)
+        assert one.ask("is_made")
+    assert not other.ask("is_made"), "the other end was to be held"
+    other.ask("act")
+
+
+def _settle(ends: tuple[Any, Any]) -> None:
+    """Let both have turns until nothing moves any more."""
+    before: Any = None
+    calm = 0
+    for _ in range(ROUNDS):
+        now = [end.ask("turn") for end in ends]
+        calm = calm + 1 if now == before else 0
+        if calm == CALM_ROUNDS:
+            for end in ends:
+                end.ask("collect")
+            return
+        before = now
+    raise AssertionError(f"this never ends: {before}")

@@ -141,6 +141,7 @@ class Player:
         self.living: Any = lambda: None
         self.made = False
         self.mode = ""
+        self.fileno = -1
         loop.set_exception_handler(lambda _, told: self.log.note(told["message"]))
 
     @property
@@ -157,6 +158,7 @@ class Player:
         self.made = True
         info = transport.get_extra_info("smc")
         self.mode = "tcp" if info is None else info.mode
+        self.fileno = transport.get_extra_info("socket").fileno()
         self.living = weakref.ref(transport)
         if self.early and self.action == "drop the last reference":
             return
@@ -271,10 +273,14 @@ class Player:
         elif self.action == "cancel":
             self.cancel()
         elif self.action == "drop the last reference":
-            self.transport = self.protocol = self.connecting = None
+            self.forget()
             self.collect()
         elif self.action == "process exit":
             raise SystemExit(0)
+
+    def forget(self) -> None:
+        """Keep nothing of the connection."""
+        self.transport = self.protocol = self.connecting = None
 
     def collect(self) -> None:
         """Collect what nobody refers to: only now, so that it is the same each time."""

@@ -7,11 +7,14 @@ both protocols have to be equal, with their exceptions, but for the rows of
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pysmc.config import Config
+from pysmc.testing.loops import SimLoop
 from tests.aio.close_matrix import (
     ACTIONS,
     CELLS,
@@ -20,6 +23,7 @@ from tests.aio.close_matrix import (
     Cell,
     Stage,
     Told,
+    play_here,
 )
 from tests.aio.close_matrix_player import SIMPLE
 from tests.aio.close_matrix_table import (
@@ -36,6 +40,13 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).resolve().parents[2] / "docs/reference/tcp-differences.md"
 RUNS = 4
 """Further runs over TCP, which show whether its own answer varies."""
+
+
+CELLS_OF_ONE_LOOP = [
+    cell
+    for cell in CELLS
+    if cell.situation != "mid-handshake" and "process exit" not in cell[:2]
+]
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +84,16 @@ def test_the_end_is_what_it_is_over_tcp(stage: Stage, cell: Cell) -> None:
     assert told(over_smcr) in answers
 
 
+@pytest.mark.parametrize("cell", CELLS_OF_ONE_LOOP, ids=str)
+def test_the_end_is_the_same_over_a_simulated_network(cell: Cell) -> None:
+    over_tcp = play_here(cell, asyncio.SelectorEventLoop())
+    over_sim = play_here(cell, SimLoop(Config(close_wait=60)))
+    assert over_sim.carriers == ("smcr", "smcr")
+    row = difference_of(cell)
+    expected = over_tcp if row is None else expected_by(row, over_tcp)
+    assert told(over_sim) == told(expected)
+
+
 def assert_over_smcr(cell: Cell, play: Told) -> None:
     """See to it that the connection was what the scenario is about."""
     if not cell.situation.startswith("mid-handshake"):
@@ -95,6 +116,7 @@ def test_tcp_itself_does_not_vary(stage: Stage) -> None:
 def test_the_matrix_is_whole() -> None:
     assert (len(ACTIONS), len(SITUATIONS)) == (7, 5)
     assert len(set(CELLS)) == len(CELLS) == 245
+    assert len(CELLS_OF_ONE_LOOP) == 6 * 6 * 4
     assert len(set(LATE_CELLS) - set(CELLS)) == len(LATE_CELLS) == 21
 
 

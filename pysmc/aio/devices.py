@@ -85,9 +85,8 @@ class Devices:
         return reason(name, "local", " ".join(missing))
 
     def _open(self, name: str, peer_id: bytes) -> FabricOffer | None:
-        opener = open_device if self._opener is None else self._opener
         try:
-            device = opener(name, peer_id=peer_id, config=self._config, codec=CODEC)
+            device = self._open_and_ring(name, peer_id)
         except OSError as error:
             # Every FabricError is one too; others come from loading the fabric's code.
             detail = error.detail if isinstance(error, FabricError) else ""
@@ -100,6 +99,17 @@ class Devices:
         self.by_name[device.fabric] = device
         eids = (device.eid,) if device.eid else self._config.ueids
         return FabricOffer(device.fabric, eids, device.gid, device.mac, device.mtu_code)
+
+    def _open_and_ring(self, name: str, peer_id: bytes) -> Device:
+        """Open a device, and the descriptor that the loop will watch."""
+        opener = open_device if self._opener is None else self._opener
+        device = opener(name, peer_id=peer_id, config=self._config, codec=CODEC)
+        try:
+            device.fileno()
+        except BaseException:
+            device.close()
+            raise
+        return device
 
 
 def raise_descriptor_limit() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import resource
 
 from pysmc.aio import devices as devices_module
@@ -97,4 +98,22 @@ def test_what_is_short_may_be_there_the_next_time() -> None:
     assert devices.why_none().name == "LIMIT"
     assert len(devices.open(PEER_ID)) == 1
     assert devices.why_none() is None
+    devices.by_name["sim"].close()
+
+
+def test_a_device_that_cannot_ring_is_closed_again(monkeypatch) -> None:
+    network = SimNetwork()
+
+    def no_more(*_):
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    def opener(name, *, peer_id, config, codec):
+        return network.device(peer_id)
+
+    devices = Devices(Config(), opener)
+    monkeypatch.setattr(os, "eventfd", no_more)
+    assert devices.open(PEER_ID) == []
+    assert devices.why_none().name == "LIMIT"
+    monkeypatch.undo()
+    assert len(devices.open(PEER_ID)) == 1, "its peer ID is free again"
     devices.by_name["sim"].close()

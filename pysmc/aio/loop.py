@@ -267,6 +267,20 @@ class Loop(asyncio.SelectorEventLoop):
 
     # The server
 
+    async def create_server(
+        self, *args: Any, start_serving: bool = True, **options: Any
+    ) -> asyncio.Server:
+        """Serve TCP; whoever is cancelled meanwhile leaves no listener behind."""
+        # asyncio's would go on to serve: it waits a turn after it has begun.
+        server = await super().create_server(*args, start_serving=False, **options)
+        if start_serving:
+            try:
+                await server.start_serving()
+            except BaseException:
+                server.close()
+                raise
+        return server
+
     def _start_serving(
         self, protocol_factory: Any, sock: socket.socket, *args: Any, **kwargs: Any
     ) -> None:

@@ -205,8 +205,13 @@ async def start_tls(
         ssl.SSLError: The handshake failed; the connection is closed.
         ConnectionAbortedError: The handshake took too long; likewise.
         ConnectionResetError: The peer ended the connection instead; likewise.
-        ConnectionAborted: It was closed here in the meantime.
+        ConnectionAborted: It was closed here before, or in the meantime.
     """
+    is_closing = getattr(transport, "is_closing", None)
+    if is_closing is not None and is_closing():
+        # asyncio would wait for a handshake that nobody answers.
+        message = "the connection was closed before TLS could begin"
+        raise ConnectionAborted(message)
     if isinstance(loop, asyncio.BaseEventLoop) or cpython.is_of_asyncio(transport):
         begin = cpython.start_tls_of_asyncio(loop)
     else:

@@ -131,6 +131,9 @@ def test_every_row_is_about_a_test_that_is_run(expected) -> None:
         assert any(f"{test}.".startswith(f"{row['test']}.") for test in listed)
         assert row["world"] == "declined"
         assert row["reason"].endswith(".")
+    for name, reason in expected["left_out"].items():
+        assert name not in expected["tests"]
+        assert reason.endswith(".")
 
 
 def test_a_lost_test_is_noticed(expect) -> None:

@@ -5,17 +5,20 @@ Server and clients are processes that both refuse anything but SMC-R.
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from pysmc.testing.authority import Authority
+
 STRICT = ("-X", "dev", "-W", "error")
 REQUIRE = {"PYSMC_FALLBACK": "require"}
 PROGRAMS = Path(__file__).parent / "programs"
 LOOP = ("--loop", "pysmc:new_event_loop")
-UVICORN = r"Uvicorn running on http://127\.0\.0\.1:(\d+)"
+UVICORN = r"Uvicorn running on https?://127\.0\.0\.1:(\d+)"
 HYPERCORN = r"Running on http://127\.0\.0\.1:(\d+)"
 KEPT_ALIVE = {
     "echo": True, "upload": True, "download": True, "kept alive": True, "mode": "smcr",
@@ -37,8 +40,9 @@ def start_hypercorn(programs):
     return server, port
 
 
-def visit(programs, port, *tours):
-    return programs.script("http_visitor", port, *tours, flags=STRICT, env=REQUIRE)
+def visit(programs, port, *tours, **environment):
+    env = REQUIRE | environment
+    return programs.script("http_visitor", port, *tours, flags=STRICT, env=env)
 
 
 def is_listening(port):
@@ -99,6 +103,24 @@ def test_a_request_that_is_under_way_is_answered_before_the_end(
     visitor.tell(go="on")
     assert visitor.json()["pause"]["echo"] is True
     assert server.finish() == (-signal.SIGTERM if name == "uvicorn" else 0)
+
+
+@pytest.mark.slow
+def test_uvicorn_with_tls(programs, tmp_path):
+    authority = Authority(tmp_path, datetime.datetime.now(datetime.UTC))
+    certificate = authority.issue("server").path
+    server, port = start_uvicorn(
+        programs, "--ssl-certfile", certificate, "--ssl-keyfile", certificate
+    )
+    tours = ("httpx", "aiohttp", "websockets")
+    visitor = visit(programs, port, *tours, AUTHORITY=str(authority.root))
+    seen = visitor.json()
+    assert [seen[name].pop("worker")["http"] for name in tours[:2]] == ["1.1", "1.1"]
+    assert seen["httpx"] == KEPT_ALIVE
+    assert seen["aiohttp"] == KEPT_ALIVE | {"talk": True, "code": 4001}
+    assert seen["websockets"]["code"] == 4002
+    assert visitor.finish() == 0
+    assert server.interrupt(signal.SIGTERM) == -signal.SIGTERM
 
 
 @pytest.mark.slow

@@ -3,7 +3,8 @@
 Arguments: the port, and the tours to make: ``httpx``, ``http2``, ``aiohttp``,
 ``websockets``, ``pause`` (which sends half of a body, prints a line, and sends the
 rest when it gets one) or ``ask`` (for each line that it gets, asks over a new
-connection who answers, and prints that).
+connection who answers, and prints that). The environment's AUTHORITY is the file of
+whoever signed the service's certificate; without it there is no TLS.
 """
 
 # ruff: noqa: T201  # a program answers on standard output
@@ -14,7 +15,9 @@ import asyncio
 import hashlib
 import io
 import json
+import os
 import random
+import ssl
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -29,13 +32,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 PORT = int(sys.argv[1])
-BODY = random.Random(0).randbytes(3_000_000)
-DOWNLOAD_BYTES = 5_000_001
+AUTHORITY = os.environ.get("AUTHORITY")
+TLS = ssl.create_default_context(cafile=AUTHORITY) if AUTHORITY else None
+SERVICE = f"http{'s' if TLS else ''}://127.0.0.1:{PORT}"
+BODY = random.Random(0).randbytes(1_000_000)
+DOWNLOAD_BYTES = 2_000_001
 DOWNLOAD_DIGEST = hashlib.sha256(
     random.Random(DOWNLOAD_BYTES).randbytes(DOWNLOAD_BYTES)
 ).hexdigest()
-CHUNKS, CHUNK_BYTES = 50, 50_000
-MESSAGES = (0, 1, 125, 126, 65_535, 65_536, 900_000)
+CHUNKS, CHUNK_BYTES = 20, 50_000
+MESSAGES = (0, 1, 125, 126, 65_535, 65_536, 400_000)
 
 
 class Upload:
@@ -62,8 +68,9 @@ async def tour_httpx(*, is_http2: bool = False) -> dict[str, Any]:
     """Do one of each over one connection that is kept alive."""
     seen: dict[str, Any] = {}
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{PORT}",
+        base_url=SERVICE,
         trust_env=False,
+        verify=TLS or False,
         http1=not is_http2,
         http2=is_http2,
         timeout=30,
@@ -84,9 +91,10 @@ async def tour_httpx(*, is_http2: bool = False) -> dict[str, Any]:
         seen["download"] = digest.hexdigest() == DOWNLOAD_DIGEST
         last = await client.get("/worker")
         seen["kept alive"] = last.json()["client"] == first["client"]
-        stream = last.extensions["network_stream"]
-        # httpcore gives out sockets only; the transport is two wrappers below.
-        seen["mode"] = stream._stream._transport.get_extra_info("smc").mode
+        # httpcore gives out sockets only; the transport is some wrappers below.
+        stream = last.extensions["network_stream"]._stream
+        stream = getattr(stream, "transport_stream", stream)
+        seen["mode"] = stream._transport.get_extra_info("smc").mode
     return seen | {"worker": first}
 
 
@@ -94,7 +102,7 @@ async def tour_http2() -> dict[str, Any]:
     """Do the same in HTTP/2, and many requests at once over one connection."""
     seen = await tour_httpx(is_http2=True)
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{PORT}", trust_env=False, http1=False, http2=True
+        base_url=SERVICE, trust_env=False, verify=TLS or False, http1=False, http2=True
     ) as client:
         bodies = [random.Random(number).randbytes(20_000) for number in range(30)]
         answers = await asyncio.gather(
@@ -108,7 +116,7 @@ async def tour_aiohttp() -> dict[str, Any]:
     """Do one of each over one connection, which ends as a websocket."""
     seen: dict[str, Any] = {}
     async with aiohttp.ClientSession(
-        f"http://127.0.0.1:{PORT}", connector=aiohttp.TCPConnector(limit=1)
+        SERVICE, connector=aiohttp.TCPConnector(limit=1, ssl=TLS or True)
     ) as session:
         async with session.get("/worker") as response:
             first = await response.json(content_type=None)
@@ -142,7 +150,9 @@ async def tour_aiohttp() -> dict[str, Any]:
 async def tour_websockets() -> dict[str, Any]:
     """Talk over a websocket: messages whole and in fragments, ping, a close code."""
     seen: dict[str, Any] = {"talk": True}
-    async with connect(f"ws://127.0.0.1:{PORT}/talk", proxy=None) as socket:
+    async with connect(
+        f"{SERVICE.replace('http', 'ws')}/talk", ssl=TLS, proxy=None
+    ) as socket:
         seen["mode"] = socket.transport.get_extra_info("smc").mode
         for size in MESSAGES:
             message = random.Random(size).randbytes(size)
@@ -164,13 +174,13 @@ async def tour_pause() -> dict[str, Any]:
     loop = asyncio.get_running_loop()
 
     async def halves() -> AsyncIterator[bytes]:
-        yield BODY[:1_000_000]
+        yield BODY[:300_000]
         print("half", flush=True)
         await loop.run_in_executor(None, sys.stdin.readline)
-        yield BODY[1_000_000:]
+        yield BODY[300_000:]
 
     async with httpx.AsyncClient(
-        base_url=f"http://127.0.0.1:{PORT}", trust_env=False
+        base_url=SERVICE, trust_env=False, verify=TLS or False
     ) as client:
         answer = await client.post("/echo", content=halves())
         return {"echo": answer.content == BODY, "headers": dict(answer.headers)}
@@ -182,7 +192,7 @@ async def tour_ask() -> int:
     count = 0
     while await loop.run_in_executor(None, sys.stdin.readline):
         async with httpx.AsyncClient(
-            base_url=f"http://127.0.0.1:{PORT}", trust_env=False, timeout=30
+            base_url=SERVICE, trust_env=False, verify=TLS or False, timeout=30
         ) as client:
             print((await client.get("/worker")).text, flush=True)
         count += 1

@@ -22,6 +22,9 @@ class FakeTransport:
         self.can_pause = can_pause
         self.is_paused = False
 
+    def __repr__(self) -> str:
+        return "<FakeTransport>"
+
     def pause_reading(self) -> None:
         if not self.can_pause:
             raise NotImplementedError
@@ -45,10 +48,11 @@ def describe(error: BaseException) -> list[Any]:
 class Player:
     """One reader, and what was asked of it.
 
-    What the readers may do differently is left out: ``read(-1)`` is alone while it waits
-    (asyncio's loses what it took when it fails), pauses are noted until somebody waits for more than one
-    byte, the connection is not lost between waking and reading, and who asks while
-    another waits finds him waiting (asyncio's forgets one of two waiters otherwise).
+    What the readers may do differently is left out: ``read(-1)`` is alone while it
+    waits (asyncio's loses what it took when it fails), pauses are noted until somebody
+    waits for a number of bytes, the connection is not lost between waking and reading,
+    and who asks while another waits finds him waiting (asyncio's forgets one of two
+    waiters otherwise).
     """
 
     def __init__(
@@ -79,17 +83,10 @@ class Player:
         return self.notes
 
     async def _play(self, what: str, argument: Any = None) -> None:
-        over = self.reader._eof or self.reader.exception()
         if what == "settle":
             await self._settle()
-        elif what == "feed" and not over:
-            self.reader.feed_data(argument)
-        elif what == "eof" and not over:
-            self.reader.feed_eof()
-            self.pauses_are_alike = False
-        elif what == "exception" and not over:
-            await self._settle()
-            self.reader.set_exception(OSError("it broke"))
+        elif what in {"feed", "eof", "exception"}:
+            await self._arrive(what, argument)
         elif what == "cancel" and self.tasks:
             method, asked, task = self.tasks[argument % len(self.tasks)]
             if (method, asked) != ("read", -1):
@@ -101,6 +98,18 @@ class Player:
             self._ask(what, argument)
             if len(self.tasks) > 1:
                 await self._settle()
+
+    async def _arrive(self, what: str, data: Any) -> None:
+        if self.reader._eof or self.reader.exception():
+            return
+        if what == "feed":
+            self.reader.feed_data(data)
+        elif what == "eof":
+            self.reader.feed_eof()
+            self.pauses_are_alike = False
+        else:
+            await self._settle()
+            self.reader.set_exception(OSError("it broke"))
 
     def _ask(self, method: str, argument: Any) -> None:
         ask = getattr(self.reader, method)
@@ -129,8 +138,10 @@ class Player:
             assert not self.transport.is_paused, "what is waited for cannot come"
 
     def _note_state(self) -> None:
-        many = {("read", -1), *(("readexactly", n) for n in range(2, 1000))}
-        if any((method, n) in many for method, n, _ in self.tasks):
+        if any(
+            method == "readexactly" or (method, n) == ("read", -1)
+            for method, n, _ in self.tasks
+        ):
             self.pauses_are_alike = False
         if self.pauses_are_alike:
             self.notes.append(list(self.transport.calls))

@@ -361,3 +361,27 @@ def test_lines_in_a_loop() -> None:
         assert lines == [b"one\n", b"two\n", bytes(2000) + b"\n", b"last"]
 
     run(scenario())
+
+
+def test_it_looks_like_asyncio_s() -> None:
+    async def looks(cls) -> list[str]:
+        reader = cls(limit=5)
+        seen = [repr(reader)]
+        reader.feed_data(b"abc")
+        seen.append(repr(reader))
+        transport = FakeTransport(can_pause=True)
+        reader.set_transport(transport)
+        reader.feed_data(bytes(10))
+        seen.append(repr(reader))
+        task = asyncio.ensure_future(reader.readexactly(20))
+        await settle()
+        seen.append(repr(reader).split(" cb=")[0])
+        reader.set_exception(OSError("it broke"))
+        with pytest.raises(OSError, match="it broke"):
+            await task
+        with pytest.raises(OSError, match="it broke"):
+            await reader.readexactly(1)
+        reader.feed_eof()
+        return [*seen, repr(reader)]
+
+    assert run(looks(pysmc.StreamReader)) == run(looks(asyncio.StreamReader))

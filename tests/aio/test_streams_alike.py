@@ -52,6 +52,7 @@ def scripts(draw: st.DrawFn) -> list[Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # nightly it plays 3,000 scripts
 @settings(max_examples=max(300, settings().max_examples))
 @given(
     script=scripts(),

@@ -267,7 +267,7 @@ def test_backlog(kit, pairs, backlog, clients) -> None:
                 await server.until_call("lost")
             assert len(pairs.served) == clients
 
-    kit.run(scenario)
+    kit.run(scenario, config=Config(discovery_wait=20))
 
 
 def test_reuse_port(kit, pairs) -> None:
@@ -619,7 +619,8 @@ for name, program in {
     if name not in sys.argv[2:]:
         continue
     modes = set()
-    factory = (lambda: pysmc.new_event_loop(Config())) if sys.argv[1] == "smcr" \\
+    config = Config(discovery_wait=20)
+    factory = (lambda: pysmc.new_event_loop(config)) if sys.argv[1] == "smcr" \\
         else asyncio.SelectorEventLoop
     if sys.argv[1] != "smcr":
         asyncio.StreamWriter.get_extra_info = (

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pysmc.aio.loop import Loop
+from pysmc.config import Config
 from pysmc.testing.loops import SimLoop
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 PATIENCE = 20.0
 """Seconds after which something that should have happened will not."""
+CONFIG = Config(discovery_wait=PATIENCE)
+"""A machine that is busy for a second must not turn a connection into TCP."""
 CERTIFICATES = "PYSMC_TWINS_CERTIFICATES"
 """Names the folder of certificates for a Python that cannot make them."""
 LANES = os.environ.get("PYSMC_TWINS_LANES", "shm,threads,sim").split(",")
@@ -62,17 +65,23 @@ class _Watched:
 class WatchedLoop(_Watched, Loop):
     """On the fabric of this host."""
 
+    def __new__(cls) -> Any:
+        return super().__new__(cls, CONFIG)
+
     def __init__(self) -> None:
         self.seen = []
-        super().__init__()
+        super().__init__(CONFIG)
 
 
 class WatchedSimLoop(_Watched, SimLoop):
     """On a simulated fabric."""
 
+    def __new__(cls) -> Any:
+        return super().__new__(cls, CONFIG)
+
     def __init__(self) -> None:
         self.seen = []
-        super().__init__()
+        super().__init__(CONFIG)
 
 
 class Certificates:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import socket
     import ssl
+    from collections.abc import Callable
 
 __all__ = [
     "PRIVATE_NAMES",
@@ -29,12 +30,15 @@ __all__ = [
     "guard_protocol",
     "is_of_asyncio",
     "is_served",
+    "own_descriptor",
     "replace_transport",
     "sendfile_by_fallback",
     "start_tls_of_asyncio",
     "tell_of_every_end",
     "tls_protocol",
     "transport_socket",
+    "unwatch",
+    "watch",
 ]
 
 PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
@@ -56,6 +60,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     # Called: a server counts its transports.
     "asyncio.base_events.Server._attach": ("self",),
     "asyncio.base_events.Server._detach": ("self",),
+    # Called: programs may not watch the descriptor of a transport, we do.
+    "asyncio.SelectorEventLoop._ensure_fd_no_transport": ("self", "fd"),
+    "asyncio.SelectorEventLoop._add_reader": ("self", "fd", "callback"),
+    "asyncio.SelectorEventLoop._remove_reader": ("self", "fd"),
     # Derived from: loop.sendfile demands it of a transport.
     "asyncio.transports._FlowControlMixin._maybe_pause_protocol": ("self",),
     "asyncio.transports._FlowControlMixin._maybe_resume_protocol": ("self",),
@@ -123,6 +131,27 @@ def detach(server: Any, transport: asyncio.Transport) -> None:
         server._detach(transport)  # noqa: SLF001
     else:
         server._detach()  # noqa: SLF001
+
+
+def own_descriptor(
+    loop: asyncio.AbstractEventLoop, fd: int, transport: asyncio.Transport
+) -> None:
+    """Refuse a descriptor to programs, while its transport is not closing."""
+    known = getattr(loop, "_transports", None)
+    if known is not None:  # the loop is asyncio's
+        known[fd] = transport
+
+
+def watch(
+    loop: asyncio.AbstractEventLoop, fd: int, callback: Callable[[], None]
+) -> None:
+    """Watch a descriptor that may belong to a transport."""
+    getattr(loop, "_add_reader", loop.add_reader)(fd, callback)
+
+
+def unwatch(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    """Watch a descriptor no more."""
+    getattr(loop, "_remove_reader", loop.remove_reader)(fd)
 
 
 def transport_socket(sock: socket.socket) -> Any:

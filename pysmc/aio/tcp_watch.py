@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pysmc.aio import cpython
 from pysmc.errors import ConnectionAborted, ConnectionReset
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class TcpWatch:
         self._on_end = on_end
         self._timer: asyncio.TimerHandle | None = None
         self._watching = True
-        loop.add_reader(sock.fileno(), self._on_readable)
+        cpython.watch(loop, sock.fileno(), self._on_readable)
 
     def stop(self) -> None:
         """Watch no more; to be called before the socket closes. Idempotent."""
@@ -60,7 +61,7 @@ class TcpWatch:
         if self._watching:
             self._watching = False
             if not self._loop.is_closed():
-                self._loop.remove_reader(self._sock.fileno())
+                cpython.unwatch(self._loop, self._sock.fileno())
 
     def _on_readable(self) -> None:
         try:

@@ -89,6 +89,7 @@ class EndingTransport(cpython.FlowControlMixin):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
         self._fd = sock.fileno()
+        cpython.own_descriptor(self._loop, self._fd, self)
         self._tcp: TcpWatch | None = None
 
         self._reading = False  # started, not paused, not closing, no EOF yet

@@ -152,6 +152,15 @@ STATES = {
     )
 }
 
+
+def used_by_transport(name: str, transport: Any, *args: Any) -> None:
+    """Say whether the loop refuses the descriptor of a transport that is open."""
+    method = getattr(asyncio.get_running_loop(), name)
+    if not transport.is_closing():
+        with pytest.raises(RuntimeError, match="is used by transport"):
+            method(transport.get_extra_info("socket"), *args)
+
+
 CALLS: dict[str, Callable[[Any], Any]] = {
     "is_closing": lambda t: t.is_closing(),
     "is_reading": lambda t: t.is_reading(),
@@ -196,6 +205,9 @@ CALLS: dict[str, Callable[[Any], Any]] = {
     "no delay": lambda t: t.get_extra_info("socket").getsockopt(
         socket.IPPROTO_TCP, socket.TCP_NODELAY
     ),
+    "watched": lambda t: used_by_transport("add_reader", t, print),
+    "watched no more": lambda t: used_by_transport("remove_reader", t),
+    "watched for room": lambda t: used_by_transport("add_writer", t, print),
     "a new protocol": lambda t: t.set_protocol(t.get_protocol()),
 }  # fmt: skip
 
@@ -255,4 +267,4 @@ def test_every_method_in_every_state(kit, state) -> None:
 
 
 def test_there_are_enough_of_them() -> None:
-    assert len(STATES) * len(CALLS) == 12 * 36
+    assert len(STATES) * len(CALLS) == 12 * 39

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 NAME = "localhost"
 MIB = 1024 * 1024
-PATIENCE = 5.0
+PATIENCE = 20.0
 
 
 class World(NamedTuple):

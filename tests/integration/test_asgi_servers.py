@@ -28,21 +28,25 @@ KEPT_ALIVE = {
 def start_uvicorn(programs, *arguments, flags=STRICT):
     server = programs.start(
         *flags, "-m", "uvicorn", "asgi_application:app", "--app-dir", PROGRAMS,
-        "--port", "0", *LOOP, *arguments, env=REQUIRE,
+        "--port", "0", *LOOP, *arguments, env=REQUIRE, is_measured=False,
     )  # fmt: skip
     (port,) = server.wait_complaint(UVICORN)
     return server, port
 
 
 def start_hypercorn(programs):
-    server = programs.script("hypercorn_service", flags=STRICT, env=REQUIRE)
+    server = programs.script(
+        "hypercorn_service", flags=STRICT, env=REQUIRE, is_measured=False
+    )
     (port,) = server.wait_complaint(HYPERCORN)
     return server, port
 
 
 def visit(programs, port, *tours, **environment):
     env = REQUIRE | environment
-    return programs.script("http_visitor", port, *tours, flags=STRICT, env=env)
+    return programs.script(
+        "http_visitor", port, *tours, flags=STRICT, env=env, is_measured=False
+    )
 
 
 def is_listening(port):

@@ -125,7 +125,9 @@ def check_asyncpg(seen, mode):
 
 @pytest.mark.slow
 def test_postgresql_itself_is_no_smc_peer(programs, database):
-    visitor = programs.under_pysmc("asyncpg_visitor", *database, flags=STRICT)
+    visitor = programs.under_pysmc(
+        "asyncpg_visitor", *database, flags=STRICT, is_measured=False
+    )
     seen = visitor.json()
     check_asyncpg(seen, "tcp")
     assert seen["info"]["reason"]["name"] == "PEER_NO_SMC"
@@ -136,9 +138,14 @@ def test_postgresql_itself_is_no_smc_peer(programs, database):
 def test_asyncpg_over_smcr_to_a_relay(programs, database):
     """What asyncpg does is the same when its end of the connection is SMC-R."""
     port, authority = database
-    relay = programs.under_pysmc("relay", port, flags=STRICT)
+    relay = programs.under_pysmc("relay", port, flags=STRICT, is_measured=False)
     visitor = programs.under_pysmc(
-        "asyncpg_visitor", relay.line(), authority, flags=STRICT, env=REQUIRE
+        "asyncpg_visitor",
+        relay.line(),
+        authority,
+        flags=STRICT,
+        is_measured=False,
+        env=REQUIRE,
     )
     seen = visitor.json()
     check_asyncpg(seen, "smcr")
@@ -156,9 +163,11 @@ def check_redis(seen, mode):
 @pytest.mark.slow
 def test_redis_over_smcr(programs):
     """Its peer is a server of the tests' own: Redis itself knows no SMC."""
-    server = programs.under_pysmc("resp_server", flags=STRICT, env=REQUIRE)
+    server = programs.under_pysmc(
+        "resp_server", flags=STRICT, is_measured=False, env=REQUIRE
+    )
     visitor = programs.under_pysmc(
-        "redis_visitor", server.line(), flags=STRICT, env=REQUIRE
+        "redis_visitor", server.line(), flags=STRICT, is_measured=False, env=REQUIRE
     )
     seen = visitor.json()
     check_redis(seen, "smcr")
@@ -182,7 +191,9 @@ def redis_port(programs, free_port, tmp_path):
 
 @pytest.mark.slow
 def test_redis_itself_is_no_smc_peer(programs, redis_port):
-    visitor = programs.under_pysmc("redis_visitor", redis_port, flags=STRICT)
+    visitor = programs.under_pysmc(
+        "redis_visitor", redis_port, flags=STRICT, is_measured=False
+    )
     seen = visitor.json()
     check_redis(seen, "tcp")
     assert seen["info"]["reason"]["name"] == "PEER_NO_SMC"

@@ -25,7 +25,7 @@ def gunicorn(programs):
             *STRICT, "-m", "gunicorn", application, "--bind", "127.0.0.1:0",
             "--worker-class", f"pysmc.integrations.gunicorn.{worker}",
             "--chdir", PROGRAMS, "--no-control-socket", *arguments,
-            env=REQUIRE | environment,
+            env=REQUIRE | environment, is_measured=False,
         )  # fmt: skip
         (port,) = server.wait_complaint(LISTENING)
         return server, port
@@ -55,7 +55,9 @@ def test_uvicorn_workers_come_and_go(
         "asgi_application:app", "UvicornWorker", "--workers", 2
     )  # fmt: skip
     wait_announced(port)
-    visitor = programs.script("http_visitor", port, "ask", env=REQUIRE)
+    visitor = programs.script(
+        "http_visitor", port, "ask", env=REQUIRE, is_measured=False
+    )
 
     # Both serve: whoever is stopped leaves the next connection to the other.
     first = visitor.ask("who")
@@ -98,7 +100,7 @@ def test_uvicorn_worker_has_everything_that_http_has(
     server, port = gunicorn("asgi_application:app", "UvicornWorker")
     wait_announced(port)
     visitor = programs.script(
-        "http_visitor", port, "httpx", "websockets", env=REQUIRE
+        "http_visitor", port, "httpx", "websockets", env=REQUIRE, is_measured=False
     )  # fmt: skip
     seen = visitor.json()
     assert seen["httpx"].pop("worker")["loop"] == "pysmc.aio.loop.Loop"
@@ -115,7 +117,9 @@ def test_aiohttp_worker(programs, gunicorn, tmp_path, wait_announced):
         "aiohttp_service:app", "AiohttpWorker", BIG_FILE=str(big_file)
     )
     wait_announced(port)
-    visitor = programs.under_pysmc("aiohttp_visitor", "tour", port, env=REQUIRE)
+    visitor = programs.under_pysmc(
+        "aiohttp_visitor", "tour", port, env=REQUIRE, is_measured=False
+    )
     seen = visitor.json()
     assert seen["client"]["mode"] == seen["server"]["mode"] == "smcr"
     assert seen["upload"] == [True, True, True]

@@ -12,7 +12,9 @@ REQUIRE = {"PYSMC_FALLBACK": "require"}
 def test_anyio_client(programs):
     server = programs.agent()
     port = server.ask("serve")["port"]
-    client = programs.script("anyio_pair", "connect", port, flags=STRICT, env=REQUIRE)
+    client = programs.script(
+        "anyio_pair", "connect", port, flags=STRICT, is_measured=False, env=REQUIRE
+    )
     assert client.json() == {"mode": ["smcr", None], "peer": True, "equal": True}
     (accepted,) = server.ask("accepted", count=1, ended=True)["connections"]
     assert accepted["info"]["mode"] == "smcr"
@@ -22,8 +24,10 @@ def test_anyio_client(programs):
 @pytest.mark.slow
 def test_anyio_listener_stays_tcp(programs):
     """It listens before the loop knows of it, and accepts without a server."""
-    server = programs.script("anyio_pair", "listen", flags=STRICT)
-    client = programs.script("anyio_pair", "connect", server.line(), flags=STRICT)
+    server = programs.script("anyio_pair", "listen", flags=STRICT, is_measured=False)
+    client = programs.script(
+        "anyio_pair", "connect", server.line(), flags=STRICT, is_measured=False
+    )
     assert client.json() == {
         "mode": ["tcp", "PEER_NO_SMC"], "peer": True, "equal": True
     }  # fmt: skip
@@ -33,7 +37,7 @@ def test_anyio_listener_stays_tcp(programs):
 
 @pytest.mark.slow
 def test_websockets(programs):
-    options = {"flags": STRICT, "env": REQUIRE}
+    options = {"flags": STRICT, "env": REQUIRE, "is_measured": False}
     server = programs.under_pysmc("websockets_pair", "serve", **options)
     port = server.line()
     client = programs.under_pysmc("websockets_pair", "visit", port, **options)
@@ -53,8 +57,10 @@ def test_grpc_makes_its_own_connections(programs):
 
     So `PYSMC_FALLBACK=require` asks nothing of them, and nothing of them is touched.
     """
-    server = programs.script("grpc_pair", "serve", env=REQUIRE)
-    client = programs.script("grpc_pair", "call", server.line(), env=REQUIRE)
+    server = programs.script("grpc_pair", "serve", env=REQUIRE, is_measured=False)
+    client = programs.script(
+        "grpc_pair", "call", server.line(), env=REQUIRE, is_measured=False
+    )
     assert client.json() == {
         "one": [True] * 4, "many": True, "loop": "pysmc.aio.loop", "transports": []
     }  # fmt: skip

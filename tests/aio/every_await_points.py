@@ -21,10 +21,9 @@ class Callbacks(collections.deque[Any]):
     before: Callable[[], None] | None = None
 
     def popleft(self) -> Any:
-        handle = super().popleft()
-        if self.before is not None and not handle._cancelled:
+        if self.before is not None and not self[0]._cancelled:
             self.before()
-        return handle
+        return super().popleft()
 
 
 def watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

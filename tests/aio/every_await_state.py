@@ -109,6 +109,18 @@ async def until(done: Callable[[], Any], what: Callable[[], str]) -> None:
         await asyncio.sleep(0 if turns < QUICK_TURNS else 0.001)
 
 
+def expire_marks(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the time be over in which a client answers offers that nobody wants any more.
+
+    It is bounded by ``Config.discovery_wait``; a mark without a deadline stays.
+    """
+    for driver in drivers_of(loop):
+        for mark in list(driver.discovery._open_marks):
+            if mark._deadline is not None:
+                mark._deadline.cancel()
+                mark._on_deadline()
+
+
 async def settled(loop: asyncio.AbstractEventLoop, before: dict[str, Any]) -> None:
     """Wait until the loop holds what it held before, and no more.
 
@@ -122,4 +134,5 @@ async def settled(loop: asyncio.AbstractEventLoop, before: dict[str, Any]) -> No
         tasks = [task.get_coro() for task in asyncio.all_tasks()]
         return f"left behind: {rows}; names {own_names()}; tasks {tasks}"
 
+    expire_marks(loop)
     await until(lambda: state_of(loop) == before, difference)

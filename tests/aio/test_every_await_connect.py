@@ -130,9 +130,10 @@ def without_room(driver: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_a_syn() -> Iterator[None]:
-    """Let the kernel keep no SYN, as under SYN cookies."""
+def without_a_syn(driver: Any) -> Iterator[None]:
+    """Let the kernel keep no SYN, as under SYN cookies; the client waits in vain."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver.discovery, "_wait", 0.02)
         patch.setattr(loop_module, "read_mark", lambda conn: None)
         patch.setattr(discovery, "read_mark", lambda conn: None)
         yield
@@ -189,7 +190,7 @@ REUSES = {
     "refused by the client": Way(lambda _: refusing("client"), "IPSEC", 10),
     "refused by the server": Way(lambda _: refusing("server"), PEER, 20),
     "no room": Way(without_room, "LIMIT", 8),
-    "no SYN": Way(lambda _: without_a_syn(), "MARK_LOST", 10),
+    "no SYN": Way(without_a_syn, "MARK_LOST", 10),
     "no beacon": Way(unannounced, "PEER_NO_SMC", 8, PLAIN),
 }
 """What ends before it matters whether there is a link group."""
@@ -232,6 +233,10 @@ def test_first_contact_declined(way, strike) -> None:
 @each_strike(REUSES)
 def test_declined(way, strike) -> None:
     what = REUSES[way]
-    config = Config(discovery_wait=0.02)
-    points = strike_reuse(Connect(what.client, what.around), strike, config)
+    points = strike_reuse(Connect(what.client, what.around), strike, Config())
     assert points >= what.points
+
+
+def test_the_ways_are_many() -> None:
+    strikes = [len(way.strikes) for way in (FIRST_CONTACTS | REUSES).values()]
+    assert sum(strikes) + 3 * len(ALL) >= 60

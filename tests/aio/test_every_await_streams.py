@@ -51,6 +51,17 @@ class Open(OnStreams):
         stage.near.append(Visit(*streams))
 
 
+class StartServer(OnStreams):
+    """start_server; whoever is cancelled finds neither listener nor beacon."""
+
+    def play(self, stage: Stage) -> Coroutine[Any, Any, Any]:
+        return self._start(stage)
+
+    async def _start(self, stage: Stage) -> None:
+        server = await pysmc.start_server(lambda *_: None, HOST, 0)
+        stage.servers.append(server)
+
+
 class Connected(OnStreams):
     """A coroutine of one end while the other answers; derive."""
 
@@ -213,11 +224,13 @@ class Least(NamedTuple):
     pysmc: int
     stock: int
     uvloop: int
-    """0 where it is not possible: the callback has a task of its own there."""
+    """0 where there is none, or none that can be seen: a callback has a task of its
+    own."""
 
 
 SCENES = {
     "open_connection": Least(Open, 20, 20, 16),
+    "start_server": Least(StartServer, 4, 3, 0),
     "readexactly": Least(ReadExactly, 8, 8, 4),
     "readuntil": Least(ReadUntil, 8, 8, 4),
     "readline": Least(ReadLine, 6, 6, 4),
@@ -254,4 +267,4 @@ def test_streams(loop, scene, strike) -> None:
 
 
 def test_the_cases_are_many() -> None:
-    assert len(CASES) >= 150
+    assert len(CASES) >= 160

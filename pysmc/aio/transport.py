@@ -225,7 +225,7 @@ class SmcTransport(ReadingTransport):
         self._started = True
         if self._conn_lost or self._driver.is_forked:
             return
-        self._reading = not self._paused
+        self._reading = self.is_reading()  # it may have closed already
         self._hold()
         if self._over is not None:
             self._go_on_ending()

@@ -184,6 +184,35 @@ def test_aborting_in_connection_made(kit, config) -> None:
     kit.run(scenario, config=config)
 
 
+def test_closing_in_connection_made_with_bytes_that_wait(kit) -> None:
+    """Whoever has closed gets nothing more, not even what came before it began."""
+
+    class Brief(kit.Recorder):
+        def connection_made(self, transport) -> None:
+            super().connection_made(transport)
+            transport.write(bytes(16 * MIB))
+            transport.close()
+
+    class Talker(kit.Recorder):
+        def connection_made(self, transport) -> None:
+            super().connection_made(transport)
+            transport.write(b"never wanted")
+            transport.write_eof()
+
+    async def scenario() -> None:
+        async with kit.connected(
+            server=Brief, client=lambda: Talker(keep_open=True)
+        ) as ends:
+            await ends.client.until_bytes(16 * MIB)
+            await ends.server.until_call("lost")
+            assert [c for c in ends.server.calls if "writing" not in c] == [
+                "made",
+                "lost",
+            ]
+
+    kit.run(scenario)
+
+
 def test_names_of_a_socket_that_is_gone() -> None:
     def gone():
         raise OSError(107, "not connected")

@@ -25,6 +25,7 @@ __all__ = [
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
+    "check_sendfile",
     "close_waiter",
     "detach",
     "guard_protocol",
@@ -71,6 +72,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "self", "high", "low",
     ),
     "asyncio.constants._SendfileMode.FALLBACK": (),
+    # Called: says what cannot be sent, in asyncio's words.
+    "asyncio.BaseEventLoop._check_sendfile_params": (
+        "self", "sock", "file", "offset", "count",
+    ),
     # Used: keeps the protocol out of the way while a file is sent.
     "asyncio.base_events._SendfileFallbackProtocol": ("transp",),
     # TLS over any transport.
@@ -166,6 +171,19 @@ def guard_protocol(transport: asyncio.Transport) -> Any:
     enough, and ``restore``, which puts the protocol back.
     """
     return base_events._SendfileFallbackProtocol(transport)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def check_sendfile(
+    loop: Any, transport: asyncio.BaseTransport, file: Any, offset: Any, count: Any
+) -> None:
+    """Refuse what asyncio does not send over TCP, with its own errors.
+
+    Raises:
+        TypeError: offset or count is no int.
+        ValueError: One of them is out of range, or the file is not open for bytes.
+    """
+    sock = transport.get_extra_info("socket")
+    loop._check_sendfile_params(sock, file, offset, count)  # noqa: SLF001
 
 
 def sendfile_by_fallback() -> Any:

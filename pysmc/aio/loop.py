@@ -20,6 +20,7 @@ import socket
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
+from pysmc.aio import cpython
 from pysmc.aio.driver import INET, NOT_MARKED, Driver, is_tcp
 from pysmc.aio.negotiation import (
     Outcome,
@@ -531,6 +532,7 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> int:
         """Send a file over a transport; over SMC-R without asyncio's thread."""
         if isinstance(transport, SmcTransport) and not transport.is_closing():
+            cpython.check_sendfile(self, transport, file, offset, count)
             if not fallback:
                 message = "sendfile syscall is not supported over SMC-R"
                 raise asyncio.SendfileNotAvailableError(message)

@@ -8,6 +8,7 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 import pysmc
+from pysmc.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -214,3 +215,35 @@ def test_without_a_fallback_there_is_no_way(kit, tmp_path) -> None:
                 assert await loop.sendfile(ends.client.transport, file) == 100
 
     kit.run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("offset", "count"),
+    [(-1, None), (1.0, None), (None, None), (0, 0), (0, -1), (0, 1.5)],
+)
+def test_what_cannot_be_sent_is_refused_as_over_tcp(kit, file, offset, count) -> None:
+    async def scenario() -> str:
+        loop = asyncio.get_running_loop()
+        async with kit.connected() as ends:
+            with pytest.raises((TypeError, ValueError)) as caught:
+                await loop.sendfile(ends.client.transport, file, offset, count)
+            assert not ends.server.data
+            return f"{caught.type.__name__}: {caught.value}"
+
+    with file:
+        over_smcr = kit.run(scenario)
+        assert over_smcr == kit.run(scenario, config=Config(discovery=()))
+
+
+def test_a_text_file_is_refused_as_over_tcp(kit, config, tmp_path) -> None:
+    path = tmp_path / "text"
+    path.write_text("not bytes")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with kit.connected() as ends:
+            with pytest.raises(ValueError, match="opened in binary mode"):
+                await loop.sendfile(ends.client.transport, file)
+
+    with path.open() as file:
+        kit.run(scenario, config=config)

@@ -95,7 +95,11 @@ async def start_server(
     sockets = await _listeners(driver.loop, host, port, **kwargs)
     server = SmcServer(driver, sockets, client_connected_cb, limit, backlog, tls)
     if start_serving:
-        await server.start_serving()
+        try:
+            await server.start_serving()
+        except BaseException:  # somebody else may listen there since we bound
+            server.close()
+            raise
     return server
 
 

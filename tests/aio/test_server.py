@@ -127,6 +127,31 @@ def test_where_it_listens(kit, foreign) -> None:
     kit.run(scenario, factory=foreign)
 
 
+def test_nothing_is_left_when_somebody_else_listens_first(
+    kit, foreign, monkeypatch
+) -> None:
+    """Both could bind, as nobody listened yet; only one of them can listen."""
+
+    async def scenario() -> None:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((HOST, 0))
+            bound = server_module._listeners
+            opened = []
+
+            async def be_late(*args, **options):
+                opened.extend(await bound(*args, **options))
+                other.listen()
+                return opened
+
+            monkeypatch.setattr(server_module, "_listeners", be_late)
+            with pytest.raises(OSError, match="in use"):
+                await pysmc.start_server(quiet, HOST, other.getsockname()[1])
+            assert [listener.fileno() for listener in opened] == [-1]
+
+    kit.run(scenario, factory=foreign)
+
+
 def test_a_callback_that_is_no_coroutine(kit, foreign) -> None:
     async def scenario() -> None:
         writers = []

@@ -126,15 +126,21 @@ class EndingTransport(cpython.FlowControlMixin):
         if self._driver.is_forked:
             self._sock.close()
             return
-        _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        try:
+            _warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
+        finally:  # a filter may turn the warning into an error
+            self._end_unclosed(self._sock)
+
+    def _end_unclosed(self, sock: socket.socket) -> None:
+        """Nobody can close it any more: end it as the kernel ends a dropped socket."""
         if self._server is not None:
             cpython.detach(self._server, self)
         if self._released or self._loop.is_closed():
-            self._sock.close()
+            sock.close()
             return
         # Objects die in any thread, and between any two lines.
         self._loop.call_soon_threadsafe(
-            _bury, self._driver, self._connection, self._tcp, self._sock
+            _bury, self._driver, self._connection, self._tcp, sock
         )
 
     # What the application asks

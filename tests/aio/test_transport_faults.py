@@ -9,6 +9,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import sys
 import warnings
 from typing import Any
 
@@ -279,6 +280,33 @@ def test_a_transport_that_is_forgotten_says_where_it_was_made(kit, mode) -> None
             assert [type(one.source) for one in texts] == [kind]
 
     kit.run(scenario, config=CONFIGS[mode])
+
+
+@pytest.mark.parametrize("mode", CONFIGS)
+def test_a_forgotten_transport_ends_also_where_warnings_are_errors(
+    kit, mode, monkeypatch
+) -> None:
+    ignored = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda one: ignored.append(one.exc_type))
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        accepted = kit.Recorder()
+        async with kit.serving(lambda: accepted) as port:
+            transport, _ = await loop.create_connection(
+                asyncio.Protocol, kit.host, port
+            )
+            assert transport.get_extra_info("smc").mode == mode
+            transport.pause_reading()
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", ResourceWarning)
+                del transport, _
+                gc.collect()
+            await accepted.until_call("lost")
+            assert accepted.error is None
+
+    kit.run(scenario, config=CONFIGS[mode])
+    assert set(ignored) == {ResourceWarning}
 
 
 def test_a_transport_that_reads_is_not_forgotten(kit) -> None:

@@ -62,6 +62,19 @@ GROWN_BYTES = 16 * 1024
 Chunk = bytes | bytearray
 
 
+class _Unread(bytes):
+    """A copy of what a reader has; it can be cleared, for asyncio's own start_tls.
+
+    Patch releases from 2026 on write a server's unread bytes to TLS, and clear them.
+    """
+
+    reader: StreamReader
+
+    def clear(self) -> None:
+        """Take everything that is unread out of the reader."""
+        self.reader.take_unread()
+
+
 class StreamReader(asyncio.StreamReader):
     """Keeps what arrives until it is read.
 
@@ -117,10 +130,12 @@ class StreamReader(asyncio.StreamReader):
     def _buffer(self) -> bytes:
         """What is unread, for programs that look where they should not.
 
-        A copy, and one that cannot be changed: they may look, and fail loudly when
-        they try to take something out.
+        A copy, and one that cannot be changed: they may look, and clear it; they fail
+        loudly when they try to take out a part.
         """
-        return b"".join(self._chunks)[self._start :]
+        unread = _Unread(b"".join(self._chunks)[self._start :])
+        unread.reader = self
+        return unread
 
     @_buffer.setter
     def _buffer(self, value: object) -> None:

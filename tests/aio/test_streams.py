@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import ssl
 from typing import Any
 
 import pytest
@@ -295,7 +296,7 @@ def test_what_is_no_data_is_refused_as_by_asyncio(data) -> None:
     assert run(scenario(pysmc.StreamReader)) == run(scenario(asyncio.StreamReader))
 
 
-def test_who_looks_at_the_buffer_sees_it_and_cannot_change_it() -> None:
+def test_who_looks_at_the_buffer_sees_it_and_can_only_clear_it() -> None:
     async def scenario() -> None:
         reader, _ = make()
         assert not reader._buffer
@@ -303,10 +304,20 @@ def test_who_looks_at_the_buffer_sees_it_and_cannot_change_it() -> None:
         reader.feed_data(bytes(2000))
         await reader.readline()
         assert len(reader._buffer) == 2000
-        with pytest.raises(AttributeError):
-            reader._buffer.clear()
         with pytest.raises(TypeError):
             del reader._buffer[:10]
+        with pytest.raises(AttributeError):
+            reader._buffer.extend(b"more")
+        assert reader._buffer == bytes(2000)
+        # As asyncio's start_tls does with what belongs to TLS, in its latest releases.
+        tls = ssl.MemoryBIO()
+        buffer = reader._buffer
+        tls.write(buffer)
+        buffer.clear()
+        assert tls.read() == bytes(2000)
+        assert not reader._buffer
+        reader.feed_data(b"next")
+        assert await reader.read(10) == b"next"
 
     run(scenario())
 

@@ -78,7 +78,8 @@ async def open_connection(
         transport, _ = await loop.create_connection(
             lambda: protocol, host, port, **kwargs
         )
-        return reader, StreamWriter(transport, protocol, reader, loop)
+        info = transport.get_extra_info("smc")
+        return reader, StreamWriter(transport, protocol, reader, loop, info)
     given = {name: kwargs.pop(name) for name in TLS_OPTIONS if name in kwargs}
     tls = check_client_tls(host, **given)
     driver = await foreign_driver(config)

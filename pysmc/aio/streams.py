@@ -616,5 +616,6 @@ def _call_with_own_writer(
     # nobody refers to it: so it becomes ours.
     writer.__class__ = StreamWriter
     assert isinstance(writer, StreamWriter)
-    writer._info = info  # noqa: SLF001
+    # TLS's transport forgets what is beneath it when the connection ends.
+    writer._info = info or writer.get_extra_info("smc")  # noqa: SLF001
     return callback(reader, writer)

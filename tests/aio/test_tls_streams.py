@@ -329,6 +329,23 @@ def test_close_notify_each_way(kit, authority, world) -> None:
     kit.run(scenario, factory=world.factory)
 
 
+@pytest.mark.parametrize("world", ["pysmc", "asyncio", "uvloop"], indirect=True)
+def test_how_it_ran_is_known_after_the_end(kit, authority, world) -> None:
+    """By our writers: asyncio's own ask TLS, which has forgotten."""
+    server, client = contexts(authority)
+
+    async def scenario() -> None:
+        async with serving(world, server) as served:
+            ends = await served.pair(client)
+            for stream in ends:
+                stream.writer.close()
+            for stream in ends:
+                await stream.end()
+                assert stream.info("smc").mode == "smcr"
+
+    kit.run(scenario, factory=world.factory)
+
+
 def test_no_half_close(kit, authority, world) -> None:
     server, client = contexts(authority)
 

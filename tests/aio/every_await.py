@@ -499,6 +499,9 @@ def _is_calm(loop: asyncio.AbstractEventLoop) -> bool:
     return not any(state.get(f"{key} of 0") for key in ("connections", "transports"))
 
 
+FAILED_AT_TLS = "Error on transport creation for incoming connection"
+
+
 def keep_turning(loop: asyncio.AbstractEventLoop) -> None:
     """Wake uvloop now and then: it was seen to miss its own thread pool."""
     if not isinstance(loop, asyncio.SelectorEventLoop):
@@ -518,9 +521,12 @@ def run_on(
     before = open_descriptors()
     problems: list[dict[str, Any]] = []
 
-    def on_problem(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        # Streams of Python 3.11 report it when a server's callback was cancelled.
-        if not isinstance(context.get("exception"), asyncio.CancelledError):
+    def on_problem(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        # Streams of Python 3.11 report it when a server's callback was cancelled, and
+        # every loop in debug mode that a client left in the middle of TLS.
+        error = context.get("exception")
+        told = loop.get_debug() and context["message"] == FAILED_AT_TLS
+        if not isinstance(error, ConnectionError if told else asyncio.CancelledError):
             problems.append(context)
 
     with asyncio.Runner(loop_factory=lambda: watched(factory())) as runner:

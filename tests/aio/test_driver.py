@@ -302,6 +302,7 @@ def test_what_is_tcp() -> None:
             assert is_tcp(sock) is expected
 
 
+@pytest.mark.load
 @pytest.mark.slow
 def test_nothing_grows(kit) -> None:
     """Connect, echo, close, many times: descriptors, objects and tables stay."""

@@ -105,6 +105,7 @@ def test_nothing_on_the_page_is_left_out() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.load  # every printed word counts
 @pytest.mark.parametrize("loop", LAST_LINES)
 @pytest.mark.parametrize("server", SERVED)
 def test_the_page(tmp_path, loop, server) -> None:

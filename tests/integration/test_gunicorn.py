@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 STRICT = ("-X", "dev", "-W", "error")
-REQUIRE = {"PYSMC_FALLBACK": "require"}
+# A worker may have started and not listen yet, while the others are stopped.
+REQUIRE = {"PYSMC_FALLBACK": "require", "PYSMC_DISCOVERY_WAIT": "20"}
 PROGRAMS = Path(__file__).parent / "programs"
 LISTENING = r"Listening at: http://127\.0\.0\.1:(\d+)"
 BOOTED = r"Booting worker with pid: (\d+)"
@@ -80,6 +81,7 @@ def test_uvicorn_workers_come_and_go(
     server.popen.send_signal(signal.SIGHUP)
     server.wait_complaint(STARTED, 5)
     wait_until(lambda: exists(second["pid"]) or exists(third["pid"]), False)
+    wait_announced(port)
     fourth = visitor.ask("who")
     booted = [int(pid) for pid in server.wait_complaint(BOOTED, 5)]
     assert fourth["pid"] in booted[3:]

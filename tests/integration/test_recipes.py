@@ -133,6 +133,7 @@ def test_pytest(follow):
     assert "5 passed" in start("pytest test_echo.py").rest()
 
 
+@pytest.mark.load  # its own threads break the rules of asyncio that debug mode checks
 @pytest.mark.slow
 def test_jupyter(follow, programs, tmp_path):
     recipe, _ = follow("jupyter", {})

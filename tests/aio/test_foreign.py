@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 import pysmc
-from pysmc.aio import foreign
+from pysmc.aio import foreign, transport_reading
 from pysmc.config import Config
 from pysmc.errors import ForkedError
+
+MIB = 1 << 20
 
 
 def test_one_driver_for_each_configuration(kit) -> None:
@@ -45,6 +47,37 @@ def test_loops_that_were_closed_without_ceremony_are_forgotten(kit) -> None:
     assert driver.is_closed
     assert not foreign._drivers
     assert kit.count_descriptors() == before
+
+
+def test_a_delivery_that_is_due_when_the_driver_ends(kit, monkeypatch) -> None:
+    """A loop runs on for some turns after its asynchronous generators were finished."""
+    monkeypatch.setattr(transport_reading, "SLICES_PER_TURN", 1)
+    accepted: list[Any] = []
+
+    async def scenario() -> None:
+        async def serve(_: Any, writer: Any) -> None:
+            accepted.append(writer)
+
+        server = await pysmc.start_server(serve, kit.host, 0, limit=MIB)
+        address = server.sockets[0].getsockname()
+        reader, writer = await pysmc.open_connection(*address, limit=MIB)
+        async with asyncio.timeout(20):
+            while not accepted:
+                await asyncio.sleep(0)
+        accepted[0].write(bytes(MIB // 2))
+        driver = await foreign.foreign_driver(None)
+        driver.pump_all()
+        assert 0 < len(reader._buffer) < MIB // 2, "there must be more to deliver"
+        await asyncio.get_running_loop().shutdown_asyncgens()
+        assert driver.is_closed
+        await asyncio.sleep(0)
+        server.close()
+        for one in (writer, *accepted):
+            one.close()
+            await one.wait_closed()
+        accepted.clear()
+
+    kit.run(scenario, factory=asyncio.new_event_loop)
 
 
 def test_uses_own_loop(kit) -> None:

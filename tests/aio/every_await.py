@@ -525,8 +525,11 @@ def run_on(
         # Streams of Python 3.11 report it when a server's callback was cancelled, and
         # every loop in debug mode that a client left in the middle of TLS.
         error = context.get("exception")
-        told = loop.get_debug() and context["message"] == FAILED_AT_TLS
-        if not isinstance(error, ConnectionError if told else asyncio.CancelledError):
+        if loop.get_debug() and context["message"] == FAILED_AT_TLS:
+            may_be: Any = (asyncio.CancelledError, ConnectionError)
+        else:
+            may_be = asyncio.CancelledError
+        if not isinstance(error, may_be):
             problems.append(context)
 
     with asyncio.Runner(loop_factory=lambda: watched(factory())) as runner:

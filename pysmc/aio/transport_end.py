@@ -101,9 +101,10 @@ class EndingTransport(cpython.FlowControlMixin):
         self._close_timer: asyncio.TimerHandle | None = None
         self._size_before = -1
         self._protocol: Any = None
-        self._server = server
+        self._server: Any = None
         if server is not None:
-            cpython.attach(server, self)
+            cpython.attach(server, self)  # refuses when it was closed meanwhile
+            self._server = server
         self._held = True
         self._loose = LooseHandle(self)
         connection.handle = self

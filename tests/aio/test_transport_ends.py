@@ -213,6 +213,29 @@ def test_closing_in_connection_made_with_bytes_that_wait(kit) -> None:
     kit.run(scenario)
 
 
+def test_a_server_that_closes_while_it_makes_a_protocol(kit) -> None:
+    """asyncio refuses the transport then; the client is not left waiting."""
+    servers: list[asyncio.Server] = []
+
+    def last_one() -> asyncio.Protocol:
+        servers[0].close()
+        return asyncio.Protocol()
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        servers.append(await loop.create_server(last_one, kit.host, 0))
+        where = servers[0].sockets[0].getsockname()
+        _, client = await loop.create_connection(kit.Recorder, *where)
+        assert client.info_when_made.mode == "smcr"
+        await client.until_call("lost")
+        assert client.calls == ["made", "eof", "lost"]
+        await servers[0].wait_closed()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        kit.run(scenario)
+
+
 def test_names_of_a_socket_that_is_gone() -> None:
     def gone():
         raise OSError(107, "not connected")

@@ -564,7 +564,9 @@ answers = {}
 async def linger(reader, writer):
     modes.add(writer.get_extra_info("smc").mode)
     try:
-        await reader.read()
+        if await reader.read(1):
+            arrived.set()
+            await reader.read()
     finally:
         writer.close()
 
@@ -591,11 +593,14 @@ async def keep_alive():
     return bool(option)
 
 async def end_clients(how):
+    global arrived
+    arrived = asyncio.Event()
     server = await asyncio.start_server(linger, HOST, 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     modes.add(writer.get_extra_info("smc").mode)
     writer.write(b"x")
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        await arrived.wait()
     server.close()
     getattr(server, how)()
     async with asyncio.timeout(10):

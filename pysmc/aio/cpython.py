@@ -164,13 +164,54 @@ def transport_socket(sock: socket.socket) -> Any:
     return trsock.TransportSocket(sock)
 
 
+_Guard: Any = base_events._SendfileFallbackProtocol  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+class _FileGuard(_Guard):  # type: ignore[misc]
+    """Stands in for a protocol while a file is sent, whatever happens meanwhile.
+
+    asyncio's own loses the end of the connection when the one who sends was cancelled
+    just before, and tells of room after the end.
+    """
+
+    _is_lost = False
+    _write_ready_fut: Any
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._is_lost = True
+        waiter, self._write_ready_fut = self._write_ready_fut, None
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(exc or ConnectionError("Connection is closed by peer"))
+            waiter.exception()  # perhaps nobody waits
+        self._proto.connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        waiter, self._write_ready_fut = self._write_ready_fut, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(False)
+
+    async def restore(self) -> None:
+        if self._is_lost:
+            return
+        transport, protocol = self._transport, self._proto
+        transport.set_protocol(protocol)
+        if self._should_resume_reading:
+            transport.resume_reading()
+        was_paused: bool = self._should_resume_writing
+        is_paused: bool = transport._protocol_paused  # noqa: SLF001
+        if is_paused and not was_paused:
+            protocol.pause_writing()
+        elif was_paused and not is_paused:
+            protocol.resume_writing()
+
+
 def guard_protocol(transport: asyncio.Transport) -> Any:
     """Keep the protocol out of the way while a file is sent.
 
     Gives an object with the coroutines ``drain``, which waits while the transport has
     enough, and ``restore``, which puts the protocol back.
     """
-    return base_events._SendfileFallbackProtocol(transport)  # type: ignore[attr-defined]  # noqa: SLF001
+    return _FileGuard(transport)
 
 
 def check_sendfile(

@@ -247,3 +247,67 @@ def test_a_text_file_is_refused_as_over_tcp(kit, config, tmp_path) -> None:
 
     with path.open() as file:
         kit.run(scenario, config=config)
+
+
+async def begin_to_send(kit, file, ends) -> asyncio.Task[int]:
+    """Send a file until the peer's memory is full."""
+    client, server = ends.transports
+    server.pause_reading()
+    sending = asyncio.ensure_future(
+        asyncio.get_running_loop().sendfile(client, file, 0, None)
+    )
+    while not client.get_write_buffer_size():
+        await asyncio.sleep(0)
+    return sending
+
+
+@pytest.mark.parametrize("first", ["cancel", "abort"])
+def test_the_end_is_told_when_sending_is_cancelled_with_it(kit, file, first) -> None:
+    async def scenario() -> None:
+        async with kit.connected() as ends:
+            sending = await begin_to_send(kit, file, ends)
+            steps = [sending.cancel, ends.client.transport.abort]
+            for step in steps if first == "cancel" else steps[::-1]:
+                step()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            await ends.client.until_call("lost")
+            assert ends.client.calls[-1] == "lost"
+
+    kit.run(scenario)
+    file.close()
+
+
+def test_nothing_is_told_after_the_end(kit, file) -> None:
+    async def scenario() -> None:
+        async with kit.connected() as ends:
+            client, server = ends.transports
+            server.pause_reading()
+            client.write(bytes(3 << 20))
+            assert ends.client.calls == ["made", "pause_writing"]
+            loop = asyncio.get_running_loop()
+            sending = asyncio.ensure_future(loop.sendfile(client, file, 0, None))
+            await asyncio.sleep(0)
+            server.abort()
+            with pytest.raises(ConnectionError):
+                await sending
+            await ends.client.until_call("lost")
+            assert ends.client.calls == ["made", "pause_writing", "lost"]
+
+    kit.run(scenario)
+    file.close()
+
+
+def test_a_protocol_learns_of_what_a_cancelled_file_left(kit, file) -> None:
+    async def scenario() -> None:
+        async with kit.connected() as ends:
+            sending = await begin_to_send(kit, file, ends)
+            sending.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sending
+            assert ends.client.calls == ["made", "pause_writing"]
+            ends.server.transport.resume_reading()
+            await ends.client.until_call("resume_writing")
+
+    kit.run(scenario)
+    file.close()

@@ -139,12 +139,22 @@ async def _listeners(
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if info[0] == socket.AF_INET6:
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(info[4])
+            _bind(listener, info[4])
     except BaseException:
         for listener in sockets:
             listener.close()
         raise
     return sockets
+
+
+def _bind(listener: socket.socket, address: Any) -> None:
+    try:
+        listener.bind(address)
+    except OSError as error:
+        # As in asyncio, and of several addresses nobody else would know which.
+        why = str(error.strerror or error).lower()
+        message = f"error while attempting to bind on address {address!r}: {why}"
+        raise OSError(error.errno, message) from None
 
 
 class _ServedProtocol(asyncio.StreamReaderProtocol):

@@ -116,8 +116,9 @@ def test_where_it_listens(kit, foreign) -> None:
             assert writer.get_extra_info("smc").mode == "smcr"
             writer.close()
             await writer.wait_closed()
-            with pytest.raises(OSError, match="in use"):
+            with pytest.raises(OSError, match="bind on address.*in use") as caught:
                 await pysmc.start_server(quiet, HOST, port_of(server))
+            assert caught.value.errno == errno.EADDRINUSE
         await server.wait_closed()
         with pytest.raises(ValueError, match="same time"):
             await pysmc.start_server(quiet, HOST, 0, sock=listener)

@@ -171,7 +171,8 @@ class _FileGuard(_Guard):  # type: ignore[misc]
     """Stands in for a protocol while a file is sent, whatever happens meanwhile.
 
     asyncio's own loses the end of the connection when the one who sends was cancelled
-    just before, and tells of room after the end.
+    just before, tells of room after the end, and takes it for an error when somebody
+    resumes reading, as a stream's reader does by itself.
     """
 
     _is_lost = False
@@ -184,6 +185,25 @@ class _FileGuard(_Guard):  # type: ignore[misc]
             waiter.set_exception(exc or ConnectionError("Connection is closed by peer"))
             waiter.exception()  # perhaps nobody waits
         self._proto.connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        protocol, rest = self._proto, memoryview(data)
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            protocol.data_received(data)
+            return
+        while rest and not self._is_lost:
+            room = memoryview(protocol.get_buffer(len(rest))).cast("B")
+            count = min(len(room), len(rest))
+            if not count:
+                message = "get_buffer() returned an empty buffer"
+                raise RuntimeError(message)
+            room[:count] = rest[:count]
+            protocol.buffer_updated(count)
+            rest = rest[count:]
+
+    def eof_received(self) -> bool | None:
+        keep_open: bool | None = self._proto.eof_received()
+        return keep_open
 
     def resume_writing(self) -> None:
         waiter, self._write_ready_fut = self._write_ready_fut, None

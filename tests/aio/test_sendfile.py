@@ -311,3 +311,41 @@ def test_a_protocol_learns_of_what_a_cancelled_file_left(kit, file) -> None:
 
     kit.run(scenario)
     file.close()
+
+
+class Room(asyncio.BufferedProtocol):
+    """Gives 1000 bytes of room at a time."""
+
+    def __init__(self) -> None:
+        self.room, self.data = bytearray(1000), bytearray()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self.room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data += self.room[:nbytes]
+
+
+@pytest.mark.parametrize("kind", ["protocol", "buffered"])
+def test_who_sends_a_file_may_read_on(kit, file, kind) -> None:
+    async def scenario() -> None:
+        make = Room if kind == "buffered" else kit.Recorder
+        async with kit.connected(client=make) as ends:
+            client, server = ends.transports
+            sending = await begin_to_send(kit, file, ends)
+            client.resume_reading()
+            server.write(bytes(range(250)) * 10)
+            server.write_eof()
+            while len(ends.client.data) < 2500:
+                await asyncio.sleep(0)
+            assert ends.client.data == bytes(range(250)) * 10
+            sending.cancel()
+            with pytest.raises((asyncio.CancelledError, ConnectionError)):
+                await sending
+            client.abort()
+
+    kit.run(scenario)
+    file.close()

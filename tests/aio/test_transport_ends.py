@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import warnings
+from dataclasses import replace
 
 import pytest
 
@@ -223,6 +224,7 @@ def test_a_server_that_closes_while_it_makes_a_protocol(kit) -> None:
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_debug(enabled=False)  # it would report the refusal, and keep it
         servers.append(await loop.create_server(last_one, kit.host, 0))
         where = servers[0].sockets[0].getsockname()
         _, client = await loop.create_connection(kit.Recorder, *where)
@@ -309,3 +311,34 @@ def test_whom_the_last_data_woke_may_answer_before_the_end(
             assert ends.server.data == b"the last word"
 
     kit.run(scenario)
+
+
+def test_more_than_fits_to_a_peer_that_has_closed_is_an_error(kit, config) -> None:
+    async def scenario() -> None:
+        async with kit.connected(client=lambda: kit.Recorder(keep_open=True)) as ends:
+            client, server = ends.transports
+            server.close()
+            await ends.client.until_call("eof")
+            client.write(bytes(8 * MIB))
+            await ends.client.until_call("lost")
+            assert isinstance(ends.client.error, BrokenPipeError)
+
+    kit.run(scenario, config=config)
+
+
+def test_a_close_while_bytes_wait_is_no_end_of_file(kit, config) -> None:
+    """The peer has read all that it got, so it does not know of what waits."""
+
+    class Closing(kit.Recorder):
+        def data_received(self, data: bytes) -> None:
+            self.transport.close()
+
+    async def scenario() -> None:
+        make = lambda: kit.Recorder(keep_open=True)  # noqa: E731
+        async with kit.connected(client=make, server=Closing) as ends:
+            ends.client.transport.write(bytes(8 * MIB))
+            await ends.client.until_call("lost")
+            assert "eof" not in ends.client.calls
+            assert isinstance(ends.client.error, ConnectionResetError)
+
+    kit.run(scenario, config=config and replace(config, rmbe_bytes=16384))

@@ -141,7 +141,11 @@ class SmcTransport(ReadingTransport):
         if self._over is None:
             message = "the peer has closed the connection; it reads no more"
             self._give_up(ConnectionReset(message))
-            if self._reading:
+            if size > self._connection.peer_rmbe_bytes:
+                # More than TCP would have taken: what is left over meets the reset.
+                self._over_now = True
+                self._loop.call_soon(self._go_on_ending)
+            elif self._reading:
                 self._schedule_delivery()
         return False
 
@@ -182,7 +186,8 @@ class SmcTransport(ReadingTransport):
 
     def _take_state(self, news: int) -> None:
         fabric = self._connection.group.fabric
-        if news & _DONE:
+        if news & _DONE and not (news & _CLOSED and self._queue.size):
+            # A close while bytes wait here is a reset, and no end of file before it.
             self._peer_done = True
         if news & _CLOSED:
             self._open = False

@@ -60,11 +60,13 @@ def make_program(seed: int, *, calm: bool) -> Program:
     steps = tuple(_step(dice, calm=calm) for _ in range(dice.randint(1, 18)))
     if calm:  # when a file has been sent is not the same everywhere
         steps = tuple(step for step in steps if step[0] != "sendfile")
+    # Small rooms make the kernel's window stand still for a while now and then.
+    room = 70_000 if calm else dice.choice((700, 70_000))
     return Program(
         calm=calm,
         kinds=(dice.choice(KINDS), dice.choice(KINDS)),
         keep_open=(dice.random() < 0.5, dice.random() < 0.5),
-        rooms=(dice.choice((700, 70_000)), 20_000),
+        rooms=(room, 20_000),
         steps=steps,
         finish=dice.choice(("eof", "eof", "close", "abort", "half")),
     )
@@ -78,12 +80,15 @@ def _step(dice: random.Random, *, calm: bool) -> Step:
     name = dice.choices(list(weights), list(weights.values()))[0]
     if name == "hook":
         callbacks = CALLBACKS if calm else (*CALLBACKS, "get_buffer")
-        inner = ("raise",)
+        callback = dice.choice(callbacks)
+        inner: Step = ("raise",)
         if dice.random() < 0.75:
             names = [*_ON_TRANSPORT, "write", "close", "abort"]
+            if callback == "get_buffer":  # asyncio too tells the new one of the buffer
+                names.remove("protocol")
             whose = end if calm else dice.randrange(2)
             inner = _arguments(dice, dice.choice(names), whose, calm=calm)
-        return ("hook", end, dice.choice(callbacks), inner)
+        return ("hook", end, callback, inner)
     return _arguments(dice, name, end, calm=calm)
 
 

@@ -185,8 +185,8 @@ class End:
         given = {"bytes": bytes, "bytearray": bytearray, "memoryview": memoryview}
         buffer = given[kind](data)
         self.call("write", buffer)
-        if kind == "bytearray":
-            buffer[:] = bytes(len(buffer))  # not kept by reference
+        if kind == "bytearray" and self.play.stage.carrier == "smcr":
+            buffer[:] = bytes(len(buffer))  # not kept by reference, as from 3.12 by TCP
 
     def next_bytes(self, size: int) -> bytes | None:
         if self.sending is not None or self.play.upgrading:
@@ -205,7 +205,7 @@ class End:
     def call(self, method: str, *args: Any) -> None:
         try:
             getattr(self.writer or self.transport, method)(*args)
-        except AttributeError:
+        except (AttributeError, TypeError):
             if not self.lost.is_set():  # what is told after the end is no contract
                 raise
         except (OSError, RuntimeError, NotImplementedError) as error:
@@ -226,7 +226,7 @@ class End:
         """Tell how many bytes wait; asyncio's TLS cannot tell after its end."""
         try:
             return int(self.transport.get_write_buffer_size())
-        except AttributeError:
+        except (AttributeError, TypeError):
             return -1
 
     def story(self) -> list[str]:

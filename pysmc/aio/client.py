@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,38 @@ async def open_connection(
     sock, found = await _connect(driver, host, port, **kwargs)
     outcome = await negotiate_client(driver, sock, found)
     if outcome.negotiation is None:
-        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
+        transport = await _stay_tcp(loop, sock, protocol, tls)
     else:
         transport = await make_transport(driver, sock, protocol, outcome, **tls)
     return reader, StreamWriter(transport, protocol, reader, loop, outcome.info)
+
+
+async def _stay_tcp(
+    loop: asyncio.AbstractEventLoop,
+    sock: socket.socket,
+    protocol: asyncio.BaseProtocol,
+    tls: dict[str, Any],
+) -> Any:
+    """Let the loop make its own transport.
+
+    When a connection ends while TLS begins, uvloop (0.23) closes the descriptor and
+    leaves its number in the socket, which would close whatever gets that number next.
+    """
+    inode = os.fstat(sock.fileno()).st_ino
+    try:
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock, **tls)
+    except BaseException:
+        if sock.fileno() >= 0 and _inode_of(sock) != inode:
+            sock.detach()
+        raise
+    return transport
+
+
+def _inode_of(sock: socket.socket) -> int | None:
+    try:
+        return os.fstat(sock.fileno()).st_ino
+    except OSError:
+        return None
 
 
 async def _connect(

@@ -194,7 +194,9 @@ class Stage:
         return int(server.sockets[0].getsockname()[1])
 
     async def serve_streams(
-        self, serve: Callable[[Any], Coroutine[Any, Any, None]] | None = None
+        self,
+        serve: Callable[[Any], Coroutine[Any, Any, None]] | None = None,
+        **options: Any,
     ) -> int:
         """Serve streams likewise; ``serve(visit)`` is called for each, or they echo."""
 
@@ -208,7 +210,7 @@ class Stage:
             finally:
                 await visit.leave()
 
-        server = await pysmc.start_server(on_visit, HOST, 0)
+        server = await pysmc.start_server(on_visit, HOST, 0, **options)
         self.servers.append(server)
         return int(server.sockets[0].getsockname()[1])
 

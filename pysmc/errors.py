@@ -25,7 +25,7 @@ Source: RFC 7609 sections 3.5.1.6 (Decline) and 4.8.2 (abnormal termination).
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from pysmc.reasons import Reason
@@ -121,7 +121,27 @@ class ForkedError(SmcError, RuntimeError):
     """An object that belongs to the parent process was used after ``fork()``."""
 
 
-class ConnectionReset(SmcError, ConnectionResetError):
+class _Ended(SmcError):
+    """What the errors that end a connection have in common.
+
+    Args:
+        message: What happened.
+        fabric: Name of the fabric that carried it, None when it is not known.
+        diagnosis: A code of the protocol that explains it, 0 when there is none.
+    """
+
+    _number: ClassVar[int]
+
+    def __init__(
+        self, message: str, *, fabric: str | None = None, diagnosis: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.errno: int | None = self._number
+        self.fabric = fabric
+        self.diagnosis = diagnosis
+
+
+class ConnectionReset(_Ended, ConnectionResetError):
     """The peer, or the link to it, ended the connection.
 
     Attributes:
@@ -130,16 +150,10 @@ class ConnectionReset(SmcError, ConnectionResetError):
         diagnosis: A code of the protocol that explains it, 0 when there is none.
     """
 
-    def __init__(
-        self, message: str, *, fabric: str | None = None, diagnosis: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.errno = errno.ECONNRESET
-        self.fabric = fabric
-        self.diagnosis = diagnosis
+    _number = errno.ECONNRESET
 
 
-class PeerClosed(SmcError, BrokenPipeError):
+class PeerClosed(_Ended, BrokenPipeError):
     """The peer had finished, and it is gone: what was written reaches nobody.
 
     Attributes:
@@ -148,16 +162,10 @@ class PeerClosed(SmcError, BrokenPipeError):
         diagnosis: A code of the protocol that explains it, 0 when there is none.
     """
 
-    def __init__(
-        self, message: str, *, fabric: str | None = None, diagnosis: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.errno = errno.EPIPE
-        self.fabric = fabric
-        self.diagnosis = diagnosis
+    _number = errno.EPIPE
 
 
-class ConnectionAborted(SmcError, ConnectionAbortedError):
+class ConnectionAborted(_Ended, ConnectionAbortedError):
     """This side ended the connection because of an error.
 
     Attributes:
@@ -166,10 +174,4 @@ class ConnectionAborted(SmcError, ConnectionAbortedError):
         diagnosis: A code of the protocol that explains it, 0 when there is none.
     """
 
-    def __init__(
-        self, message: str, *, fabric: str | None = None, diagnosis: int = 0
-    ) -> None:
-        super().__init__(message)
-        self.errno = errno.ECONNABORTED
-        self.fabric = fabric
-        self.diagnosis = diagnosis
+    _number = errno.ECONNABORTED

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["house_gate"]
+pytest_plugins = ["house_gate", "long_runs"]
 
 # No deadline in any profile: how long an example takes depends on the machine, and
 # tests that bound a time say so and measure it themselves.

@@ -1,17 +1,12 @@
-"""The pump: carries the core's orders out, brings answers and the fabric's news back.
+"""The driver: everything of SMC-R that belongs to one loop.
 
 One `Driver` serves one loop. It owns discovery, the devices and the core's `Endpoint`,
 decides when they are made (as late as possible: a loop that only talks TCP opens none)
-and in which order they end. It knows neither bytes nor the application.
+and in which order they end. It knows neither bytes nor the application. How orders and
+completions move is in `pysmc.aio.pump`, which it builds on. In a forked child all but
+closing descriptors is refused.
 
-* Whatever called the endpoint, except on a connection's data path, ends in `settle`:
-  orders are carried out until there are none, then the news is told, then one timer is
-  armed.
-* Completions are processed until the device has none, then it is armed; what came
-  before the end of a link is therefore always processed before it.
-* In a forked child everything but closing descriptors is refused.
-
-Reference: RFC 7609 section 3.5; kernel counterparts: smc_core.c, smc_wr.c.
+Reference: RFC 7609 section 3.5; kernel counterparts: smc_core.c, af_smc.c.
 """
 
 from __future__ import annotations
@@ -23,28 +18,21 @@ import os
 import socket
 import time
 import weakref
-from asyncio import CancelledError
-from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pysmc.aio.devices import Devices
 from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
-from pysmc.aio.negotiation import Negotiation, Outcome
-from pysmc.aio.orders import Orders
+from pysmc.aio.negotiation import Outcome
+from pysmc.aio.pump import Pump
 from pysmc.core.endpoint import Endpoint, Identity
-from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.discovery import Discovery
 from pysmc.discovery.beacon import Lookup
 from pysmc.errors import (
     ConnectionReset,
     Declined,
-    FabricError,
     ForkedError,
 )
-from pysmc.fabric.base import CompletionKind, Status
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import Reason, reason
-from smcproto.constants import LLC_V2_FLAG, LlcType
 
 if TYPE_CHECKING:
     import asyncio
@@ -53,11 +41,9 @@ if TYPE_CHECKING:
     from pysmc.aio.devices import Opener
     from pysmc.aio.transport_end import EndingTransport
     from pysmc.config import Config
-    from pysmc.core.actions import Action
     from pysmc.core.connection import Connection
-    from pysmc.core.link import Link
     from pysmc.discovery import Announcement, Mark
-    from pysmc.fabric.base import Completion, Device, QueuePair
+    from pysmc.fabric.base import Device
 
 __all__ = ["Driver"]
 
@@ -68,13 +54,7 @@ NOT_MARKED = reason("NOT_MARKED", "local")
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
 TCP_OUTCOMES_MAX = 64
 """Reasons whose outcome is kept, and made only once."""
-ROUNDS_MAX = 64
-"""Polls of one pump; more completions wait for the loop's next turn."""
 
-_DELETE_LINK = frozenset({LlcType.DELETE_LINK, LlcType.DELETE_LINK | LLC_V2_FLAG})
-_FINAL = News.CLOSED | News.ABORTED
-# As asyncio with its callbacks: only Ctrl-C and sys.exit() get through.
-_REPORTED = (Exception, CancelledError)
 
 _living: weakref.WeakSet[Driver] = weakref.WeakSet()
 
@@ -96,11 +76,8 @@ def _leave_at_exit() -> None:
 os.register_at_fork(after_in_child=_refuse_in_child)
 atexit.register(_leave_at_exit)
 
-# Looked up once: a member of an Enum is found by a Python call.
-_UPDATE, _PUBLISH = CompletionKind.UPDATE, CompletionKind.PUBLISH
 
-
-class Driver:
+class Driver(Pump):
     """Everything of SMC-R that belongs to one loop.
 
     Args:
@@ -110,6 +87,7 @@ class Driver:
             when it has completions. None registers a reader with the loop, as any loop
             allows; only then does the driver arm the devices itself.
         opener: Opens the devices; None is `pysmc.fabric.open_device`.
+        clock: Tells the time in seconds; it never goes back.
     """
 
     def __init__(
@@ -118,8 +96,9 @@ class Driver:
         config: Config,
         watch: Callable[[Driver, Device], None] | None = None,
         opener: Opener | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.loop = loop
+        super().__init__(loop, config, opener, clock)
         self.config = config
         self.discovery = Discovery(loop, config)
         self.lookup = _quick_lookup(config)
@@ -128,36 +107,15 @@ class Driver:
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
         self.transports: weakref.WeakSet[EndingTransport] = weakref.WeakSet()
-        self.negotiations: set[Negotiation] = set()
-        self.is_forked = False
-        self.is_closed = False
-        self.up: set[QueuePair] = set()
-        """Queue pairs that are connected; looking at memory is of use only then."""
-        self.on_poll: Callable[[], None] | None = None
-        """Called once, and forgotten, before devices are polled."""
         self._watch = watch
-        self._devices = Devices(config, opener)
-        self._links: dict[QueuePair, Link] = {}
-        self._endpoint: Endpoint | None = None
+        self._arms_itself = watch is None
         self._negotiations = 0
-        self._settling = False
-        # What an interrupt left over: it comes first when things go on.
-        self._ordered: deque[Action] = deque()
-        self._news: deque[Any] = deque()
-        self._left: list[Completion] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
-        self._orders = Orders(self, self._devices.by_name, self._links).table
         _living.add(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else f"links={len(self.up)}"
         return f"<Driver {state} fabrics={list(self._devices.by_name)}>"
-
-    def time(self) -> float:
-        """Tell the time as the core knows it, in seconds."""
-        return time.monotonic()
 
     # Who may use it
 
@@ -250,17 +208,6 @@ class Driver:
 
     # Devices
 
-    @property
-    def devices(self) -> list[Device]:
-        """The devices that are open."""
-        return list(self._devices.by_name.values())
-
-    @property
-    def endpoint(self) -> Endpoint:
-        """The core; only after `open` found a device."""
-        assert self._endpoint is not None, "no fabric was opened"
-        return self._endpoint
-
     def open(self) -> Reason | None:
         """Open the fabrics of the configuration, once.
 
@@ -351,239 +298,7 @@ class Driver:
             return why
         return found
 
-    # The pump
-
-    def pump_armed(self, device: Device) -> None:
-        """Pump, then arm: for loops whose selector does not know of devices."""
-        if self.is_closed or self.is_forked:
-            return
-        device.disarm()
-        if self.pump(device) and not device.arm():
-            self.loop.call_soon(self.pump_armed, device)
-
-    def pump(self, device: Device) -> bool:
-        """Process what has completed on a device, up to a bound.
-
-        Returns:
-            False when the driver was closed meanwhile.
-        """
-        if self.on_poll is not None:
-            on_poll, self.on_poll = self.on_poll, None
-            on_poll()
-        if self._left:
-            self._take_left()
-        poll, take, pending = device.poll, self._take_completions, device.pending
-        for _ in range(ROUNDS_MAX):
-            if self.is_closed:
-                return False
-            batch = poll()
-            if batch:
-                take(batch)
-            # Cheaper than another poll; whatever it misses makes the descriptor
-            # readable, or keeps arm() from arming.
-            if not pending():
-                break
-        return not self.is_closed
-
-    def _take_completions(self, batch: list[Completion]) -> None:
-        links, endpoint = self._links, self.endpoint
-        now = time.monotonic()
-        rest = iter(batch)
-        try:
-            for completion in rest:
-                pair = completion.queue_pair
-                if pair not in links:
-                    continue
-                try:
-                    if completion.kind is _UPDATE:
-                        link = links[pair]
-                        found = endpoint.receive_update(link, completion.payload, now)
-                        if found is not None:
-                            connection, news = found
-                            try:
-                                if connection.handle is not None:
-                                    connection.handle.receive_news(news)
-                            finally:
-                                if news & _FINAL:
-                                    endpoint.reap(connection, now)
-                                    self.settle()
-                    elif completion.kind is _PUBLISH:
-                        self._take_publish(links[pair], completion.wr_id)
-                    else:
-                        self._take_control(links[pair], completion, now)
-                        self.settle()
-                except _REPORTED as error:
-                    self._report(error, "a completion")
-        finally:
-            # Only Ctrl-C and sys.exit() cut it short: the rest comes next, and first.
-            self._left.extend(rest)
-            if self._left and not self.is_closed:
-                self.loop.call_soon(self._take_left)
-
-    def _take_left(self) -> None:
-        left, self._left = self._left, []
-        if left and not self.is_closed:
-            self._take_completions(left)
-
-    def _take_publish(self, link: Link, token: int) -> None:
-        connection = self.endpoint.connection_of(link, token)
-        if connection is not None:
-            news = connection.publish_completed()
-            if news and connection.handle is not None:
-                connection.handle.receive_news(news)
-
-    def _take_control(self, link: Link, completion: Completion, now: float) -> None:
-        endpoint, status = self.endpoint, completion.status
-        detail = completion.payload
-        match completion.kind:
-            case CompletionKind.RECEIVE:
-                if detail[0] in _DELETE_LINK:
-                    self._read_tcp_of(link)
-                endpoint.receive_message(link, completion.payload, now)
-            case CompletionKind.CONNECTED if status is Status.SUCCESS:
-                self.up.add(completion.queue_pair)
-                endpoint.pair_connected(link, now)
-            case CompletionKind.CONNECTED:
-                endpoint.pair_failed(link, status.value, detail or "", now)
-            case CompletionKind.DOWN:
-                self.up.discard(completion.queue_pair)
-                self._read_tcp_of(link)
-                endpoint.link_down(link, status.value, detail or "", now)
-
-    def pump_all(self) -> None:
-        """Process what has completed on every device."""
-        for device in self.devices:
-            self._pump_now(device)
-
-    def pump_pending(self) -> None:
-        """Process what memory shows to be there, in the middle of a turn of the loop.
-
-        A turn in which a thousand connections shake hands takes seconds, and the peer
-        does not wait that long for LLC.
-        """
-        for device in self.devices:
-            if device.pending():
-                self._pump_now(device)
-
-    def _pump_now(self, device: Device) -> None:
-        if self._watch is None:
-            self.pump_armed(device)  # whoever polls has to arm again
-        else:
-            self.pump(device)
-
-    def _read_tcp_of(self, link: Link) -> None:
-        """Give handshakes the TCP bytes that were sent before a link's end."""
-        for negotiation in list(self.negotiations):
-            if negotiation.is_on(link):
-                self._guard(negotiation.read_tcp)
-
-    # The core's orders
-
-    def settle(self) -> None:
-        """Carry out the core's orders, tell its news, arm the timer.
-
-        Calls from within are left to the outermost one.
-        """
-        if self._settling or self._endpoint is None:
-            return
-        self._settling = True
-        try:
-            while self._take_orders():
-                while self._ordered:
-                    action = self._ordered.popleft()
-                    self._guard(self._orders[type(action)], action)
-                while self._news:
-                    self._guard(self._tell, self._news.popleft())
-        except (SystemExit, KeyboardInterrupt):
-            self.loop.call_soon(self.settle)
-            raise
-        finally:
-            self._settling = False
-            self._arm_timer()
-
-    def _take_orders(self) -> bool:
-        """Ask the core for orders and news; False when there are none."""
-        if not (self._ordered or self._news):
-            self._ordered.extend(self.endpoint.take_actions())
-            self._news.extend(self.endpoint.take_events())
-            for event in self._news:
-                if type(event) is ConnectionLost and event.connection.handle:
-                    # Its memory goes with the orders; what arrived is still owed.
-                    self._guard(event.connection.handle.salvage)
-        return bool(self._ordered or self._news)
-
-    def _guard(self, call: Callable[..., None], *args: Any) -> None:
-        """Call something whose failure must not cost the others their turn."""
-        try:
-            call(*args)
-        except _REPORTED as error:
-            self._report(error, getattr(call, "__qualname__", "a call"))
-
-    def _report(self, error: BaseException, where: str) -> None:
-        message = f"Exception in {where} of {self!r}"
-        self.loop.call_exception_handler({"message": message, "exception": error})
-
-    def _tell(self, event: Any) -> None:
-        match event:
-            case Established(handshake, connection):
-                handshake.handle.established(connection)
-            case FellBack(handshake, why):
-                handshake.handle.fell_back(why)
-            case Failed(handshake, error):
-                handshake.handle.failed(error)
-            case ConnectionLost(connection, error):
-                # Without a handle its handshake is not over, and fails by itself.
-                if connection.handle is not None:
-                    connection.handle.lose(error)
-
-    def _arm_timer(self) -> None:
-        endpoint = self._endpoint
-        if endpoint is None or self.is_closed:
-            return
-        when = endpoint.next_timer()
-        if self._timer is not None:
-            # A timer that rings too early asks again; only a later one is too late.
-            if when is None or self._timer_due <= when:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if when is not None:
-            self._timer_due = when
-            delay = max(0.0, when - time.monotonic())
-            self._timer = self.loop.call_later(delay, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        if self.is_closed or self.is_forked:
-            return
-        # What arrived before a deadline counts, however late the loop came round.
-        try:
-            for negotiation in list(self.negotiations):
-                self._guard(negotiation.read_tcp)
-            self._guard(self.pump_pending)
-            self._guard(self.endpoint.handle_timer, time.monotonic())
-            self.settle()
-        finally:
-            self._arm_timer()
-
     # The application's side of a connection
-
-    def publish(self, connection: Connection) -> None:
-        """Publish a connection's state if that is due."""
-        if not connection.update_due:
-            return
-        pair = connection.link.handle
-        try:
-            connection.published(
-                pair.publish(
-                    connection.remote_rkey,
-                    connection.alert_token,
-                    *connection.take_update(),
-                )
-            )
-            pair.flush()
-        except FabricError as error:
-            log.debug("%r: its peer could not be told: %s", connection, error)
 
     def end(self, connection: Connection, *, abort: bool) -> None:
         """Close or abort a connection, tell the peer, and give back what can be."""
@@ -614,7 +329,7 @@ class Driver:
             self._timer.cancel()
             self._timer = None
         for device in self.devices:
-            if self._watch is None and not self.loop.is_closed():
+            if self._arms_itself and not self.loop.is_closed():
                 self.loop.remove_reader(device.fileno())
             device.close()
         self.discovery.close()

@@ -1,7 +1,7 @@
 """The core's orders, carried out: one method for each kind of action.
 
 Decides nothing: what succeeded and what failed goes back to the core. When orders are
-carried out, and in which order, is the driver's business.
+carried out, and in which order, is the pump's business.
 
 Source: `pysmc.core.actions`; kernel counterparts: smc_ib.c, smc_wr.c.
 """
@@ -17,7 +17,7 @@ from pysmc.fabric.base import RemoteQueuePair, Status
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pysmc.aio.driver import Driver
+    from pysmc.aio.pump import Pump
     from pysmc.core.actions import Action
     from pysmc.core.link import Link
     from pysmc.core.rmb import Rmb
@@ -30,18 +30,18 @@ class Orders:
     """Carries out actions on sockets and devices.
 
     Args:
-        driver: Whose core gets the outcomes.
+        pump: Whose core gets the outcomes.
         devices: By the fabric's name.
         links: Of each queue pair; kept up to date here.
     """
 
     def __init__(
         self,
-        driver: Driver,
+        pump: Pump,
         devices: dict[str, Device],
         links: dict[QueuePair, Link],
     ) -> None:
-        self._driver = driver
+        self._pump = pump
         self._devices = devices
         self._links = links
         self.table: dict[type[Action], Callable[[Any], None]] = {
@@ -73,13 +73,13 @@ class Orders:
                 group.handle = self._devices[group.fabric].create_domain()
             pair = group.handle.create_queue_pair()
         except FabricError as error:
-            self._driver.endpoint.pair_failed(
-                link, _status_of(error), error.detail, self._driver.time()
+            self._pump.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self._pump.time()
             )
             return
         link.handle = pair
         self._links[pair] = link
-        self._driver.endpoint.pair_created(link, pair.number, self._driver.time())
+        self._pump.endpoint.pair_created(link, pair.number, self._pump.time())
 
     def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
         link, remote = action.link, action.remote
@@ -94,16 +94,16 @@ class Orders:
         try:
             link.handle.connect(there, link.local.psn, passive=action.passive)
         except FabricError as error:
-            self._driver.endpoint.pair_failed(
-                link, _status_of(error), error.detail, self._driver.time()
+            self._pump.endpoint.pair_failed(
+                link, _status_of(error), error.detail, self._pump.time()
             )
             return
-        self._driver.endpoint.pair_connecting(link, self._driver.time())
+        self._pump.endpoint.pair_connecting(link, self._pump.time())
 
     def _close_pair(self, action: actions.CloseQueuePair) -> None:
         pair = action.link.handle
         if pair is not None and self._links.pop(pair, None) is not None:
-            self._driver.up.discard(pair)
+            self._pump.up.discard(pair)
             pair.flush()
             pair.close()
 
@@ -116,14 +116,14 @@ class Orders:
         try:
             region = rmb.group.handle.register(rmb.length)
         except FabricError as error:
-            self._driver.endpoint.memory_failed(
-                rmb, _status_of(error), error.detail, self._driver.time()
+            self._pump.endpoint.memory_failed(
+                rmb, _status_of(error), error.detail, self._pump.time()
             )
             return
         rmb.handle = region
         rkey = region.rkey_on(rmb.group.links[0].handle)
-        self._driver.endpoint.memory_registered(
-            rmb, region.virtual_address, rkey, self._driver.time()
+        self._pump.endpoint.memory_registered(
+            rmb, region.virtual_address, rkey, self._pump.time()
         )
 
     def _clear(self, action: actions.ClearMemory) -> None:
@@ -139,7 +139,7 @@ class Orders:
         pair.flush()
 
     def _publish_update(self, action: actions.PublishUpdate) -> None:
-        self._driver.publish(action.connection)
+        self._pump.publish(action.connection)
 
 
 def _status_of(error: FabricError) -> str:

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from pysmc.config import KIB, Config
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import Established
-from pysmc.testing.pair_ends import (
+from pysmc.testing.pair_ends import PairEnd
+from pysmc.testing.pair_wire import (
     CountingTokens,
     Delivery,
-    PairEnd,
     QueuePairStub,
     Region,
     TcpEnd,

@@ -1,8 +1,8 @@
 """One end of a `CorePair`: what a driver would hold, and how it carries out orders.
 
-`PairEnd` answers its endpoint's orders and delivers to it what arrived; the queues of
-a `TcpEnd` and a `QueuePairStub` hold what is on its way to that end. What is delivered
-when, and what goes wrong, `CorePair` decides.
+`PairEnd` answers its endpoint's orders and delivers to it what arrived; `pair_wire` has
+what lies between two of them. What is delivered when, and what goes wrong, `CorePair`
+decides.
 
 Source: the contract in `pysmc.core.actions`; RFC 7609 section 3.5.5.1.
 """
@@ -10,14 +10,20 @@ Source: the contract in `pysmc.core.actions`; RFC 7609 section 3.5.5.1.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
-from itertools import count
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core import actions
-from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
-from smcproto.decode import decode
-from smcproto.errors import DecodeError
+from pysmc.core.events import ConnectionLost, Established, Failed, News
+from pysmc.testing.pair_wire import (
+    Delivery,
+    Domain,
+    QueuePairStub,
+    Region,
+    TcpEnd,
+    Wire,
+    words,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,182 +32,18 @@ if TYPE_CHECKING:
     from pysmc.core.connection import Connection, Update
     from pysmc.core.endpoint import Endpoint
     from pysmc.core.events import Event
-    from pysmc.core.handshake import Handshake
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
 
-__all__ = [
-    "CountingTokens",
-    "Delivery",
-    "Domain",
-    "PairEnd",
-    "QueuePairStub",
-    "Region",
-    "TcpEnd",
-    "Wire",
-]
+__all__ = ["PairEnd", "Withheld"]
 
 
-class CountingTokens:
-    """A `TokenSource` without chance: every number is one more than the last.
+class Withheld(NamedTuple):
+    """An order that was carried out, and whose answer waits."""
 
-    Args:
-        first: Where to begin, 1 to 2**24 - 1.
-    """
-
-    def __init__(self, first: int = 1) -> None:
-        self._numbers = count(first)
-
-    def psn(self) -> int:
-        """Give the next number, 24 bits."""
-        return next(self._numbers) & 0xFFFFFF
-
-    def alert_token(self) -> int:
-        """Give the next number, 32 bits, not 0."""
-        return next(self._numbers) & 0xFFFFFFFF
-
-    def user_id(self) -> int:
-        """Give the next number, 32 bits."""
-        return next(self._numbers) & 0xFFFFFFFF
-
-
-class Delivery(NamedTuple):
-    """Something that can happen next."""
-
-    kind: str
-    """"answer", "tcp", "connected", "send", "update", "publish" or "down"."""
-    end: PairEnd
-    """Where it arrives."""
-    place: Any
-    """The TCP end or the queue pair that it arrives at; None for an answer."""
-
-    def __str__(self) -> str:
-        return f"{self.kind} -> {self.end.name} {self.place or ''}"
-
-
-@dataclass(slots=True, eq=False)
-class TcpEnd:
-    """One end of a TCP connection; the handle of its handshake."""
-
-    number: int
-    end: PairEnd
-    transit: bytearray = field(default_factory=bytearray)
-    """Bytes on their way to this end."""
-    arrived: bytearray = field(default_factory=bytearray)
-    """Bytes that arrived and were not read: once the handshake is over, exactly what
-    the application would read from TCP."""
-    is_cut: bool = False
-    """EOF follows the bytes on their way."""
-    is_deaf: bool = False
-    """EOF was delivered, or the handshake was abandoned."""
-    verdict: Event | None = None
-    """How the handshake ended."""
-    _peer: TcpEnd | None = None
-    _handshake: Handshake | None = None
-
-    def join(self, peer: TcpEnd, handshake: Handshake) -> None:
-        """Tell it its other end and its handshake."""
-        self._peer, self._handshake = peer, handshake
-        handshake.handle = self
-
-    @property
-    def peer(self) -> TcpEnd:
-        """The other end."""
-        assert self._peer is not None
-        return self._peer
-
-    @property
-    def handshake(self) -> Handshake:
-        """Whose TCP connection it is."""
-        assert self._handshake is not None
-        return self._handshake
-
-    @property
-    def is_due(self) -> bool:
-        """Whether bytes, or their end, can be delivered here."""
-        if self.transit:
-            return True
-        if self.is_deaf or not self.handshake.wanted:
-            return False
-        return bool(self.arrived) or self.is_cut
-
-    def __str__(self) -> str:
-        return f"tcp {self.number}"
-
-
-@dataclass(slots=True, eq=False)
-class Region:
-    """Registered memory; the handle of an RMB."""
-
-    address: int
-    rkey: int
-    memory: bytearray
-
-
-@dataclass(slots=True, eq=False)
-class Domain:
-    """The memory of one link group; its handle."""
-
-    regions: dict[int, Region] = field(default_factory=dict)
-    is_closed: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class QueuePairStub:
-    """A queue pair; the handle of its link. Queues hold what arrives at it."""
-
-    number: int
-    end: PairEnd
-    link: Link
-    remote_number: int = 0
-    peer: QueuePairStub | None = None
-    connected: tuple[str, str] | None = None
-    """(status, detail) of a connection attempt that has ended; "" is success."""
-    sends: deque[bytes] = field(default_factory=deque)
-    updates: deque[Update] = field(default_factory=deque)
-    completions: deque[int] = field(default_factory=deque)
-    down: tuple[str, str] | None = None
-    """(status, detail) when it will be gone."""
-    is_closed: bool = False
-
-    @property
-    def reaches(self) -> QueuePairStub | None:
-        """The other queue pair, while both are there."""
-        if self.is_closed or self.peer is None or self.peer.is_closed:
-            return None
-        return self.peer
-
-    def __str__(self) -> str:
-        return f"qp {self.number}"
-
-
-@dataclass(slots=True)
-class Wire:
-    """What both ends share: the time, the trace, and how the fabric behaves."""
-
-    newest_only: bool
-    """Only the newest update of a connection is delivered."""
-    publish_later: bool
-    """A publish completes later, not at once."""
-    silent_close: bool
-    """Nobody is told that the other queue pair was closed."""
-    now: float = 0.0
-    notes: list[tuple[float, str, bytes | Update]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    news: dict[Connection, int] = field(default_factory=dict)
-    numbers: Iterator[int] = field(default_factory=lambda: count(0x100))
-
-    def note(self, line: str, what: bytes | Update = b"") -> None:
-        """Add a line to the trace; ``what`` becomes words when somebody reads it."""
-        self.notes.append((self.now, line, what))
-
-    @property
-    def trace(self) -> list[str]:
-        """One line for everything that happened."""
-        return [
-            f"{now:9.3f} {line} {words(what) if what else ''}".rstrip()
-            for now, line, what in self.notes
-        ]
+    order: Action
+    give: Callable[[float], None]
+    """Gives the answer; its argument is the time."""
 
 
 class PairEnd:
@@ -228,7 +70,10 @@ class PairEnd:
         """(order, status, detail): the next such order fails."""
         self.withheld: set[type[Action]] = set()
         """Orders that are not answered for now."""
-        self._answers: list[tuple[type[Action], Callable[[], None]]] = []
+        self.record: list[Action | Event | Update] | None = None
+        """What the endpoint orders, tells and publishes, in order, while somebody wants
+        to know: set it to a list."""
+        self._answers: list[Withheld] = []
         self._wire = wire
         self._orders: dict[type[Action], Callable[[Any], None]] = {
             actions.SendClc: self._send_clc,
@@ -265,6 +110,8 @@ class PairEnd:
             ordered, events = endpoint.take_actions(), endpoint.take_events()
             if not ordered and not events:
                 break
+            if self.record is not None:
+                self.record += [*ordered, *events]
             for action in ordered:
                 self._orders[type(action)](action)
             for event in events:
@@ -314,14 +161,17 @@ class PairEnd:
         tcp.peer.transit += action.data
 
     def _check_tcp(self, action: actions.CheckTcp) -> None:
-        if not self._read_tcp(action.handshake.handle):
-            self.endpoint.tcp_quiet(action.handshake, self._wire.now)
+        self._answer(action, partial(self._look_at_tcp, action.handshake.handle))
 
-    def _answer(self, order: type[Action], give: Callable[[], None]) -> None:
-        if order in self.withheld:
-            self._answers.append((order, give))
+    def _look_at_tcp(self, tcp: TcpEnd, now: float) -> None:
+        if not self._read_tcp(tcp):
+            self.endpoint.tcp_quiet(tcp.handshake, now)
+
+    def _answer(self, order: Action, give: Callable[[float], None]) -> None:
+        if type(order) in self.withheld:
+            self._answers.append(Withheld(order, give))
         else:
-            give()
+            give(self._wire.now)
 
     def _fails(self, order: type[Action]) -> tuple[str, str] | None:
         for position, (kind, status, detail) in enumerate(self.failures):
@@ -340,28 +190,22 @@ class PairEnd:
         return domain
 
     def _create_pair(self, action: actions.CreateQueuePair) -> None:
-        link, order, endpoint = action.link, actions.CreateQueuePair, self.endpoint
+        link, endpoint = action.link, self.endpoint
         self._domain(link.group)
-        failure = self._fails(order)
+        failure = self._fails(actions.CreateQueuePair)
         if failure is not None:
-            self._answer(
-                order, lambda: endpoint.pair_failed(link, *failure, self._wire.now)
-            )
+            self._answer(action, partial(endpoint.pair_failed, link, *failure))
             return
         pair = QueuePairStub(next(self._wire.numbers), self, link)
         link.handle = self.queue_pairs[pair.number] = pair
-        self._answer(
-            order, lambda: endpoint.pair_created(link, pair.number, self._wire.now)
-        )
+        self._answer(action, partial(endpoint.pair_created, link, pair.number))
 
     def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
-        link, order, endpoint = action.link, actions.ConnectQueuePair, self.endpoint
+        link, endpoint = action.link, self.endpoint
         pair: QueuePairStub = link.handle
-        failure = self._fails(order)
+        failure = self._fails(actions.ConnectQueuePair)
         if failure is not None:
-            self._answer(
-                order, lambda: endpoint.pair_failed(link, *failure, self._wire.now)
-            )
+            self._answer(action, partial(endpoint.pair_failed, link, *failure))
             return
         pair.remote_number = action.remote.qp_number
         there = self.peer.queue_pairs.get(pair.remote_number)
@@ -370,7 +214,7 @@ class PairEnd:
         elif there.remote_number == pair.number:
             pair.peer, there.peer = there, pair
             pair.connected = there.connected = ("", "")
-        self._answer(order, lambda: endpoint.pair_connecting(link, self._wire.now))
+        self._answer(action, partial(endpoint.pair_connecting, link))
 
     def _close_pair(self, action: actions.CloseQueuePair) -> None:
         pair: QueuePairStub | None = action.link.handle
@@ -395,22 +239,18 @@ class PairEnd:
         self.domains.remove(domain)
 
     def _register(self, action: actions.RegisterMemory) -> None:
-        rmb, order, endpoint = action.rmb, actions.RegisterMemory, self.endpoint
+        rmb, endpoint = action.rmb, self.endpoint
         domain = self._domain(rmb.group)
-        failure = self._fails(order)
+        failure = self._fails(actions.RegisterMemory)
         if failure is not None:
-            self._answer(
-                order, lambda: endpoint.memory_failed(rmb, *failure, self._wire.now)
-            )
+            self._answer(action, partial(endpoint.memory_failed, rmb, *failure))
             return
         number = next(self._wire.numbers)
         region = Region(number << 32, number, bytearray(rmb.length))
         rmb.handle = domain.regions[region.rkey] = region
         self._answer(
-            order,
-            lambda: endpoint.memory_registered(
-                rmb, region.address, region.rkey, self._wire.now
-            ),
+            action,
+            partial(endpoint.memory_registered, rmb, region.address, region.rkey),
         )
 
     def _clear(self, action: actions.ClearMemory) -> None:
@@ -437,6 +277,8 @@ class PairEnd:
             return
         pair: QueuePairStub = connection.link.handle
         update = connection.take_update()
+        if self.record is not None:
+            self.record.append(update)
         there = pair.reaches
         if there is None:
             self._wire.note(f"{self.name}: {pair} is gone, an update is lost")
@@ -473,7 +315,7 @@ class PairEnd:
 
     def pending(self) -> Iterator[Delivery]:
         """Give what can be delivered here, in a fixed order."""
-        if any(order not in self.withheld for order, _ in self._answers):
+        if any(type(order) not in self.withheld for order, _ in self._answers):
             yield Delivery("answer", self, None)
         for tcp in self.tcp:
             if tcp.is_due:
@@ -501,30 +343,86 @@ class PairEnd:
             case "connected":
                 self._deliver_connected(place)
             case "send":
-                payload = place.sends.popleft()
-                self.endpoint.receive_message(place.link, payload, self._wire.now)
+                self.feed_message(place.link, place.sends.popleft())
             case "update":
-                self._deliver_update(place)
+                self.feed_update(place.link, place.updates.popleft())
             case "publish":
                 self._deliver_completion(place)
             case _:
                 status, detail = place.down
-                # Nothing more arrives; the order to close it tells the other end.
-                del self.queue_pairs[place.number]
-                self.endpoint.link_down(place.link, status, detail, self._wire.now)
+                self.feed_loss(place.link, status, detail)
         self.settle()
+
+    # What arrives, whether it was on its way or not
+
+    def feed_tcp(self, tcp: TcpEnd, data: bytes) -> None:
+        """Let bytes arrive on TCP, and read once, as much as is wanted."""
+        tcp.arrived += data
+        self._read_tcp(tcp)
+
+    def feed_message(self, link: Link, payload: bytes) -> None:
+        """Let a SEND arrive."""
+        self.endpoint.receive_message(link, payload, self._wire.now)
+
+    def feed_update(self, link: Link, update: Update) -> None:
+        """Let an update arrive, and do what a driver does with its news."""
+        found = self.endpoint.receive_update(link, update, self._wire.now)
+        if found is None:
+            return
+        connection, news = found
+        self._add_news(connection, news)
+        if news & News.ABORTED:
+            self._leave(connection)
+            return
+        self.publish(connection)
+        if news & News.CLOSED:
+            self.endpoint.reap(connection, self._wire.now)
+
+    def feed_loss(self, link: Link, status: str, detail: str) -> None:
+        """Let a link's queue pair be gone."""
+        # Nothing more arrives; the order to close it tells the other end.
+        pair: QueuePairStub | None = link.handle
+        if pair is not None:
+            self.queue_pairs.pop(pair.number, None)
+        self.endpoint.link_down(link, status, detail, self._wire.now)
 
     def _deliver_answer(self) -> None:
         for position, (order, give) in enumerate(self._answers):
-            if order not in self.withheld:
+            if type(order) not in self.withheld:
                 del self._answers[position]
-                give()
+                give(self._wire.now)
                 return
 
+    def unanswered(self) -> tuple[Action, ...]:
+        """Give the orders whose answers are withheld, the oldest first."""
+        return tuple(order for order, _ in self._answers)
+
+    def answer_oldest(self, status: str = "", detail: str = "") -> None:
+        """Answer the oldest withheld order now.
+
+        Args:
+            status: Value of the fabric's status with which it fails; "" is success.
+            detail: A sentence for people.
+        """
+        order, give = self._answers.pop(0)
+        now = self._wire.now
+        match order:
+            case actions.RegisterMemory(rmb) if status:
+                domain: Domain = rmb.group.handle
+                domain.regions.pop(rmb.handle.rkey, None)
+                self.endpoint.memory_failed(rmb, status, detail, now)
+            case actions.CreateQueuePair(link) | actions.ConnectQueuePair(link) if (
+                status
+            ):
+                self.endpoint.pair_failed(link, status, detail, now)
+            case _:
+                give(now)
+        self.settle()
+
     def _deliver_tcp(self, tcp: TcpEnd) -> None:
-        tcp.arrived += tcp.transit
+        data = bytes(tcp.transit)
         tcp.transit.clear()
-        self._read_tcp(tcp)
+        self.feed_tcp(tcp, data)
 
     def _read_tcp(self, tcp: TcpEnd) -> bool:
         """Read once, as much as is wanted; False when there was nothing."""
@@ -548,48 +446,8 @@ class PairEnd:
         else:
             self.endpoint.pair_connected(pair.link, self._wire.now)
 
-    def _deliver_update(self, pair: QueuePairStub) -> None:
-        update = pair.updates.popleft()
-        found = self.endpoint.receive_update(pair.link, update, self._wire.now)
-        if found is None:
-            return
-        connection, news = found
-        self._add_news(connection, news)
-        if news & News.ABORTED:
-            self._leave(connection)
-            return
-        self.publish(connection)
-        if news & News.CLOSED:
-            self.endpoint.reap(connection, self._wire.now)
-
     def _deliver_completion(self, pair: QueuePairStub) -> None:
         token = pair.completions.popleft()
         connection = self.endpoint.connection_of(pair.link, token)
         if connection is not None:
             self._add_news(connection, connection.publish_completed())
-
-
-def _message(data: bytes) -> str:
-    try:
-        return str(decode(data)[1])
-    except DecodeError as error:
-        return f"{len(data)} bytes: {error}"
-
-
-def words(what: object) -> str:
-    """Put an event, an update or the bytes of a message into words."""
-    match what:
-        case bytes():
-            return _message(what)
-        case Established(_, connection):
-            return f"established {connection.alert_token:08x}"
-        case FellBack(_, reason):
-            return f"fell back: {reason}"
-        case Failed(_, error):
-            return f"failed: {error}"
-        case (sequence, token, producer, consumer, flags):
-            return (
-                f"update {sequence} to {token:08x} producer={producer:012x}"
-                f" consumer={consumer:012x} flags={flags:04x}"
-            )
-    return str(what)

@@ -15,11 +15,16 @@ WORKERS ?= 2
 # What the debug lane runs: everything that a loop drives.
 DEBUG_TESTS ?= tests/aio tests/twins tests/testing tests/discovery tests/fabric \
     tests/integration
+# Tests with a small number of cases here and a large one in targets of their own.
+HARD := simulate or soak or fuzz
+# Of how many parts of the tests one is run in debug mode; 1 is all of them.
+PART ?= 1
 # Another order of sets and dictionaries each time; the command line shows it.
 HASH_SEED ?= $(shell shuf -i 1-4294967295 -n 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-debug test-quick test-long lint format docs bench clean
+.PHONY: help demo test test-full test-debug test-hard test-quick test-long simulate soak \
+    fuzz lint format docs bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -27,22 +32,42 @@ help:  ## this list
 demo: $(DEMO_STAMP)  ## real files between two processes, over SMC-R and over TCP
 	$(PYTHON_ENV)/pysmc demo $(ARGS)
 
-test: lint test-debug test-full  ## style, types, import rules; all tests, also in debug mode
+test: lint  ## style, types, import rules; all tests, a third also in debug mode
+	@$(MAKE) --no-print-directory test-debug PART=3
+	@$(MAKE) --no-print-directory test-hard
+	@$(MAKE) --no-print-directory test-full
 
-test-full: $(DEV_STAMP)  ## all tests; coverage and counts
-	$(PYTHON_ENV)/python -m pytest --full -n $(WORKERS) -m "not long" \
+test-full: $(DEV_STAMP)  ## all tests but those of test-hard; coverage and counts
+	$(PYTHON_ENV)/python -m pytest --full -n $(WORKERS) -m "not long and not ($(HARD))" \
 	    --cov --cov-report=json $(ARGS)
 
 test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python and asyncio
 	PYTHONASYNCIODEBUG=1 PYTHONHASHSEED=$(HASH_SEED) \
 	    $(PYTHON_ENV)/python -X dev -W error -m pytest -q -n $(WORKERS) \
-	    -m "not long and not load" $(DEBUG_TESTS) $(ARGS)
+	    -m "not long and not load and not ($(HARD))" --part $(PART) \
+	    $(DEBUG_TESTS) $(ARGS)
+
+test-hard: $(DEV_STAMP)  ## simulation, hostile peers and fuzzing, in small numbers
+	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" $(ARGS)
 
 test-quick: $(DEV_STAMP)  ## tests without lint, coverage and counts (TESTS=tests/core)
 	$(PYTHON_ENV)/python -m pytest -m "not slow and not long" $(TESTS) $(ARGS)
 
 test-long: $(DEV_STAMP)  ## only the tests that take minutes
 	$(PYTHON_ENV)/python -m pytest -m long $(TESTS) $(ARGS)
+
+simulate: $(DEV_STAMP)  ## a million seeds, every single fault (SEED=n: one, with its trace)
+ifdef SEED
+	$(PYTHON_ENV)/python -m pysmc.testing.simulation --seed $(SEED) --trace $(ARGS)
+else
+	$(PYTHON_ENV)/python -m pytest --long -n $(WORKERS) -m simulate $(ARGS)
+endif
+
+soak: $(DEV_STAMP)  ## hours of simulated time, thousands of hostile peers, 64 GiB
+	$(PYTHON_ENV)/python -m pytest --long -s -m soak $(ARGS)
+
+fuzz: $(DEV_STAMP)  ## ten million inputs for each target
+	$(PYTHON_ENV)/python -m pytest --long -n $(WORKERS) -m fuzz $(ARGS)
 
 lint: $(DEV_STAMP)  ## ruff, mypy, import-linter
 	$(PYTHON_ENV)/ruff check .

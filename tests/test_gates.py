@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import coverage_gate
-from house_gate import COUNTS_FILE, ExpectedCounts
+from house_gate import COUNTS_FILE, ExpectedCounts, part_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BARS = {"default": 90.0, "smcproto": 100.0}
@@ -92,14 +92,16 @@ def test_a_report_is_compared_with_the_projects_bars(tmp_path: Path) -> None:
 
 
 def test_too_few_tests_are_a_problem() -> None:
-    expected = ExpectedCounts(total=10, folders={"tests/core": 6}, left_out={})
+    expected = ExpectedCounts(
+        total=10, folders={"tests/core": 6}, left_out={}, lanes={}
+    )
     assert expected.problems(Counter({"tests/core": 10})) == []
     assert len(expected.problems(Counter({"tests/core": 9}))) == 1
     assert len(expected.problems(Counter({"tests/core": 5}))) == 2
 
 
 def test_a_folder_without_a_row_is_a_problem() -> None:
-    expected = ExpectedCounts(total=1, folders={}, left_out={})
+    expected = ExpectedCounts(total=1, folders={}, left_out={}, lanes={})
     (problem,) = expected.problems(Counter({"tests/new": 3}))
     assert problem.startswith("tests/new: 3 tests ran")
 
@@ -163,3 +165,23 @@ def test_a_full_run_fails_where_it_shows_too_little(
     assert any(word in line for line in lines)
     assert "1 passed, 2 skipped" in lines[-1], "pytest's closing line stays the last"
     assert lines[-2] == "Skipped: 1 x needs root; 1 x needs a unicorn."
+
+
+@pytest.mark.slow
+def test_a_lane_needs_its_number_of_tests() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--lane", "hard"]
+    few = subprocess.run(
+        [*command, "tests/test_errors.py"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=50,
+    )
+    assert few.returncode == 1
+    assert "TOO FEW TESTS: lane hard" in few.stdout
+
+
+def test_parts_are_all_of_the_tests() -> None:
+    parts = [part_of(f"tests/test_x.py::test_{number}", 3) for number in range(100)]
+    assert set(parts) == {0, 1, 2}

@@ -4,11 +4,15 @@
 of coverage, or when fewer tests ran than ``tests/expected_counts.toml`` demands: a
 folder that is no longer collected must not look like success. Every run ends with one
 line on what was skipped and why. All of it is printed above pytest's own closing line.
+
+``--lane NAME`` asks the same of a run of chosen tests, by the row of its name, without
+coverage. ``--part N`` runs one N-th of the tests, another one with every commit.
 """
 
 from __future__ import annotations
 
 import tomllib
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import coverage_gate
+from tested_commit import rotation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,13 +30,35 @@ COUNTS_FILE = "tests/expected_counts.toml"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--full``."""
-    parser.getgroup("pysmc").addoption(
+    """Add the options."""
+    group = parser.getgroup("pysmc")
+    group.addoption(
         "--full",
         action="store_true",
         help="all tests: also check the coverage of each package and the number of "
         f"tests that ran ({COUNTS_FILE})",
     )
+    group.addoption(
+        "--lane", metavar="NAME", help=f"check the number of tests ({COUNTS_FILE})"
+    )
+    group.addoption(
+        "--part", type=int, metavar="N", help="one N-th, which one the commit says"
+    )
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Leave the tests of one part."""
+    parts = config.getoption("part")
+    if not parts:
+        return
+    mine = rotation(parts)
+    chosen = [
+        item for item in items if zlib.crc32(item.nodeid.encode()) % parts == mine
+    ]
+    print(f"part {mine + 1} of {parts}: {len(chosen)} of {len(items)} tests")
+    items[:] = chosen
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,6 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(HouseGate(config), "pysmc-house-gate")
 
 
+def part_of(nodeid: str, parts: int) -> int:
+    """Tell to which of so many parts a test belongs."""
+    return zlib.crc32(nodeid.encode()) % parts
+
+
 @dataclass(frozen=True, slots=True)
 class ExpectedCounts:
     """The file of minimums."""
@@ -51,6 +83,8 @@ class ExpectedCounts:
     folders: dict[str, int]
     left_out: dict[str, str]
     """Marker -> why tests with it may be skipped or deselected."""
+    lanes: dict[str, int]
+    """Name of a lane -> tests that have to run in it."""
 
     @classmethod
     def read(cls, path: Path) -> ExpectedCounts:
@@ -58,7 +92,8 @@ class ExpectedCounts:
         with path.open("rb") as file:
             data = tomllib.load(file)
         left_out = {name: str(row["reason"]) for name, row in data["left_out"].items()}
-        return cls(data["total"], dict(data["folders"]), left_out)
+        lanes = dict(data.get("lanes", {}))
+        return cls(data["total"], dict(data["folders"]), left_out, lanes)
 
     def problems(self, counts: Counter[str]) -> list[str]:
         """Compare with the tests that ran (or were left out with a reason)."""
@@ -82,6 +117,8 @@ class HouseGate:
 
     def __init__(self, config: pytest.Config) -> None:
         self.full = bool(config.getoption("full"))
+        self.lane: str | None = config.getoption("lane")
+        self.ran = 0
         self.root = config.rootpath
         self.expected = ExpectedCounts.read(self.root / COUNTS_FILE)
         self.counts: Counter[str] = Counter()
@@ -96,6 +133,7 @@ class HouseGate:
             self.counts[folder] += self._may_be_left_out(report.keywords)
         elif report.when == "call":
             self.counts[folder] += 1
+            self.ran += 1
 
     def pytest_deselected(self, items: Iterable[pytest.Item]) -> None:
         """Note tests that a marker expression or ``-k`` took out."""
@@ -113,7 +151,11 @@ class HouseGate:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Fail a full run that is green but shows too little."""
         collect_only = session.config.getoption("collectonly")
-        if not self.full or session.shouldstop or collect_only:
+        if session.shouldstop or collect_only:
+            return
+        if self.lane is not None:
+            self._finish_lane(session, self.lane)
+        if not self.full:
             return
         good, self.lines = coverage_gate.check(
             self.root / "coverage.json", self.root / "pyproject.toml"
@@ -121,6 +163,13 @@ class HouseGate:
         problems = self.expected.problems(self.counts)
         self.lines += [f"TOO FEW TESTS: {problem}" for problem in problems]
         if (not good or problems) and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _finish_lane(self, session: pytest.Session, lane: str) -> None:
+        least = self.expected.lanes[lane]
+        if self.ran < least and session.exitstatus == pytest.ExitCode.OK:
+            text = f"lane {lane}: {self.ran} tests ran, at least {least} expected"
+            self.lines.append(f"TOO FEW TESTS: {text}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(trylast=True)

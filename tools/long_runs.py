@@ -13,15 +13,15 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tested_commit import commit, rotation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,20 +59,6 @@ def pytest_collection_modifyitems(
     for item in items:
         if any(item.get_closest_marker(name) for name in MARKERS):
             item.add_marker(pytest.mark.timeout(0), append=False)
-
-
-@cache
-def commit() -> str:
-    """Tell the commit that is tested, with a `+` when files differ from it."""
-    git = ["git", "-C", str(ROOT)]
-    found = subprocess.run(
-        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    if found.returncode != 0:
-        return "unknown"
-    places = ["--", "pysmc", "proto", "tests"]
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", *places], check=False)
-    return found.stdout.strip() + ("+" if changed.returncode else "")
 
 
 class LongRun:
@@ -114,8 +100,7 @@ class LongRun:
 
     def rotate(self, parts: int) -> int:
         """Choose one of so many parts, another one with another commit."""
-        digits = commit().rstrip("+")
-        return 0 if digits == "unknown" else int(digits, 16) % parts
+        return rotation(parts)
 
 
 @pytest.fixture

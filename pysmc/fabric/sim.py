@@ -38,6 +38,7 @@ from pysmc.fabric.sim_device import (
     SimRegion,
     Stream,
 )
+from pysmc.fabric.sim_faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,11 +72,15 @@ class SimNetwork:
         self.newest_only = newest_only
         self.codec = codec
         self.trace: list[str] = []
+        self.tracing = True
+        """Whether the trace is kept."""
         self._rng = random.Random(seed)
         self._devices: dict[bytes, SimDevice] = {}
         self._queue_pairs: dict[int, SimQueuePair] = {}
         self._streams: list[Stream] = []
         self._regions = 0
+        self.faults = Faults(self)
+        """What may go wrong beside `cut`, `hold`, `delay` and the two ``fail_``s."""
         self._allocations_left: int | None = None
         self._connect_failures: deque[Status] = deque()
         self._is_running = False
@@ -120,11 +125,16 @@ class SimNetwork:
         ]
         if not ready:
             return False
-        stream = ready[self._rng.randrange(len(ready))]
+        stream = ready[self._rng.randrange(len(ready)) if len(ready) > 1 else 0]
         item = stream.items.popleft()
-        self.trace.append(f"{self.now:.6f} {stream.name}: {item.text}")
+        self.note(f"{stream.name}: {item.text}")
         item.effect()
         return True
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace, with the time."""
+        if self.tracing:
+            self.trace.append(f"{self.now:.6f} {text}")
 
     def run_until_idle(self, limit: int = 100_000) -> int:
         """Deliver until nothing can be delivered now.
@@ -163,14 +173,7 @@ class SimNetwork:
 
     def cut(self, queue_pair: SimQueuePair, status: Status = Status.TIMED_OUT) -> None:
         """Cut a link: both ends go down, and what is on its way is lost."""
-        ends = [queue_pair]
-        if queue_pair.peer is not None:
-            ends.append(queue_pair.peer)
-        self.trace.append(f"{self.now:.6f} {queue_pair}: cut")
-        for end in ends:
-            end.outgoing.items.clear()
-            end.answers.items.clear()
-            end.go_down(status, "the link was cut")
+        self.faults.cut(queue_pair, status)
 
     def hold(self, queue_pair: SimQueuePair, *, held: bool = True) -> None:
         """Keep back what a queue pair posts, until called with ``held=False``."""
@@ -183,20 +186,26 @@ class SimNetwork:
 
     # --- what devices and queue pairs need -----------------------------------------
 
-    def allocate(self, what: str) -> None:
+    def allocate(self, what: str, device: SimDevice) -> None:
         """Count an allocation.
 
+        Args:
+            what: "domain", "queue pair" or "region".
+            device: Whose.
+
         Raises:
-            FabricError: This is the one that was to fail.
+            FabricError: This is the one that was to fail, or the device is gone.
         """
+        self.faults.call(what, device)
         if self._allocations_left is None:
             return
         self._allocations_left -= 1
         if self._allocations_left == 0:
             self._allocations_left = None
-            self.trace.append(f"{self.now:.6f} {what}: no memory")
+            self.note(f"{what}: no memory")
             text = "ENOMEM: as the fault plan says"
-            raise FabricError(what, Status.NO_MEMORY.name, text)
+            operation = f"create a {what}"
+            raise FabricError(operation, Status.NO_MEMORY.name, text)
 
     def new_stream(self, name: str) -> Stream:
         """Make a stream."""
@@ -224,6 +233,17 @@ class SimNetwork:
             due = max(due, stream.items[-1].due)
         stream.items.append(Item(due, text, effect))
         self._run_if_auto()
+
+    def later(self, seconds: float, text: str, effect: Callable[[], None]) -> None:
+        """Let something happen by itself after some seconds."""
+        stream = self.new_stream("later")
+
+        def happen() -> None:
+            self._streams.remove(stream)
+            effect()
+
+        stream.delay = seconds
+        self.post(stream, text, happen)
 
     def _run_if_auto(self) -> None:
         if self.auto and not self._is_running:

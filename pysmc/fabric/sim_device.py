@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pysmc.fabric.sim import SimNetwork
+    from pysmc.fabric.sim_faults import Tamper
 
 __all__ = [
     "Item",
@@ -137,7 +138,7 @@ class SimDomain(ProtectionDomain):
     def create_queue_pair(self) -> SimQueuePair:
         """Create a queue pair; see `ProtectionDomain.create_queue_pair`."""
         self._check_open()
-        self.device.network.allocate("create a queue pair")
+        self.device.network.allocate("queue pair", self.device)
         queue_pair = SimQueuePair(self)
         self.queue_pairs.append(queue_pair)
         return queue_pair
@@ -148,7 +149,7 @@ class SimDomain(ProtectionDomain):
         if not _REGION_BYTES_MIN <= length <= _REGION_BYTES_MAX or length & length - 1:
             text = f"a region of {length} bytes; 16 KiB to 512 MiB, a power of two"
             raise LocalProtocolError(text)
-        self.device.network.allocate("register memory")
+        self.device.network.allocate("region", self.device)
         region = SimRegion(self, length)
         self.regions[region.number] = region
         return region
@@ -191,6 +192,12 @@ class SimQueuePair(QueuePair):
         """Updates that wait for us, by rkey: only with ``newest_only``."""
         self._is_down = False
         self.is_open = True
+        self.vanishes = False
+        """What it posts is acknowledged, and never lands."""
+        self.loses = False
+        """What it posts is neither acknowledged, nor lands."""
+        self.is_retrying = False
+        """Whether it is about to find out that nobody answers."""
 
     def __str__(self) -> str:
         return f"{self.device} qp {self.index}"
@@ -204,7 +211,8 @@ class SimQueuePair(QueuePair):
             text = f"queue pair {self.number} was connected before"
             raise LocalProtocolError(text)
         self.remote, self.psn, self.is_passive = remote, psn, passive
-        self.network.introduce(self)
+        if not self.network.faults.call("connect", self.device, self):
+            self.network.introduce(self)
 
     def fits(self, other: SimQueuePair) -> bool:
         """Tell whether another queue pair is the one that we were told of."""
@@ -253,14 +261,28 @@ class SimQueuePair(QueuePair):
         if not 1 <= len(payload) <= _SEND_BYTES_MAX:
             text = f"a SEND of {len(payload)} bytes; 1 to {_SEND_BYTES_MAX} possible"
             raise LocalProtocolError(text)
-        if peer is not None:
-            taken, text = bytes(payload), f"SEND of {len(payload)} bytes"
-            self.network.post(self.outgoing, text, lambda: peer.receive(taken))
+        if peer is None or self.network.faults.call("send", self.device, self):
+            return
+        taken, text = bytes(payload), f"SEND of {len(payload)} bytes"
+        self.network.post(self.outgoing, text, lambda: self._send_arrives(peer, taken))
+
+    def _send_arrives(self, peer: SimQueuePair, payload: bytes) -> None:
+        if self._reaches(peer):
+            peer.receive(payload)
+
+    def _reaches(self, peer: SimQueuePair) -> bool:
+        """Tell whether what was posted lands; if nobody takes it, retries begin."""
+        if self.vanishes or self.loses:
+            return False
+        if peer.is_dead:
+            self.network.faults.unanswered(self)
+            return False
+        return True
 
     def post_write(self, rkey: int, address: int, data: memoryview | bytes) -> None:
         """Write; see `QueuePair.post_write`."""
         peer = self._check_posting()
-        if peer is None:
+        if peer is None or self.network.faults.call("write", self.device, self):
             return
         if self.network.newest_only:
             region = peer.region_at(rkey, address, len(data))
@@ -278,6 +300,8 @@ class SimQueuePair(QueuePair):
     def _write_arrives(
         self, peer: SimQueuePair, rkey: int, address: int, data: bytes
     ) -> None:
+        if not self._reaches(peer):
+            return
         region = peer.region_at(rkey, address, len(data))
         if region is None:
             self.outgoing.items.clear()
@@ -313,7 +337,7 @@ class SimQueuePair(QueuePair):
     ) -> bool:
         """Publish; see `QueuePair.publish`. It always completes later."""
         peer = self._check_posting()
-        if peer is None:
+        if peer is None or self.network.faults.call("publish", self.device, self):
             return False
         update: Any = Update(sequence, alert_token, producer, consumer, flags)
         codec = self.network.codec
@@ -335,8 +359,10 @@ class SimQueuePair(QueuePair):
         return False
 
     def _update_arrives(self, peer: SimQueuePair, mail: Mail) -> None:
-        is_wanted = True
-        if self.network.newest_only:
+        is_wanted = self._reaches(peer)
+        if not is_wanted and not self.vanishes:
+            return  # not acknowledged, so it does not complete
+        if self.network.newest_only and is_wanted:
             # A mailbox that was emptied meanwhile has nothing to say.
             is_wanted = peer.mailboxes.get(mail.rkey) is mail
             if is_wanted:
@@ -380,6 +406,36 @@ class SimQueuePair(QueuePair):
         self.is_up = False
         self.answers.items.clear()
         self.device.complete(Completion(kind, self, status, payload=text))
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nothing that arrives here is taken, or acknowledged, any more."""
+        return self._is_down or not self.is_open
+
+    def give_up(self, status: Status, text: str) -> None:
+        """Go down with all that was still to be sent."""
+        if not self.is_dead:
+            self.outgoing.items.clear()
+            self.go_down(status, text)
+
+    def cut_if_up(self) -> None:
+        """Be cut, unless it is down already."""
+        if not self.is_dead:
+            self.network.faults.cut(self)
+
+    def release(self) -> None:
+        """Let go what was held back."""
+        self.outgoing.is_held = False
+
+    def hurry(self) -> None:
+        """Let what is posted from now on arrive at once."""
+        self.outgoing.delay = 0.0
+
+    def die(self) -> None:
+        """Be gone with the process: nobody here is told."""
+        self._is_down = True
+        self.is_up = False
+        self.answers.items.clear()
 
     def close(self) -> None:
         """Close; the peer gets DOWN after all that was posted. Idempotent."""
@@ -432,6 +488,10 @@ class SimDevice(Device):
         self._bell = -1
         self._armed = False
         self._open = True
+        self.is_gone = False
+        """Whether it was taken away: nothing can be had from it any more."""
+        self.tampers: list[Tamper] = []
+        """What changes its completions."""
 
     def __str__(self) -> str:
         return self.peer_id.hex()
@@ -458,7 +518,13 @@ class SimDevice(Device):
 
     def complete(self, completion: Completion) -> None:
         """Have `poll` return a completion."""
-        self._completions.append(completion)
+        if self.tampers:
+            tamper = self.tampers[0]
+            self._completions += tamper.change(completion)
+            if tamper.is_over:
+                del self.tampers[0]
+        else:
+            self._completions.append(completion)
         if self._armed:
             os.eventfd_write(self._bell, 1)
 
@@ -468,7 +534,7 @@ class SimDevice(Device):
         if not self._open:
             text = "the simulated device is closed"
             raise LocalProtocolError(text)
-        self.network.allocate("create a protection domain")
+        self.network.allocate("domain", self)
         domain = SimDomain(self)
         self.domains.append(domain)
         return domain

@@ -15,8 +15,8 @@ WORKERS ?= 2
 # What the debug lane runs: everything that a loop drives.
 DEBUG_TESTS ?= tests/aio tests/twins tests/testing tests/discovery tests/fabric \
     tests/integration
-# Tests with a small number of cases here and a large one in targets of their own.
-HARD := simulate or soak or fuzz
+# Tests that would only be slower under coverage and in debug mode.
+HARD := simulate or soak or fuzz or load
 # Of how many parts of the tests one is run in debug mode; 1 is all of them.
 PART ?= 1
 # Another order of sets and dictionaries each time; the command line shows it.
@@ -44,10 +44,10 @@ test-full: $(DEV_STAMP)  ## all tests but those of test-hard; coverage and count
 test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python and asyncio
 	PYTHONASYNCIODEBUG=1 PYTHONHASHSEED=$(HASH_SEED) \
 	    $(PYTHON_ENV)/python -X dev -W error -m pytest -q -n $(WORKERS) \
-	    -m "not long and not load and not ($(HARD))" --part $(PART) \
+	    -m "not long and not ($(HARD))" --part $(PART) \
 	    $(DEBUG_TESTS) $(ARGS)
 
-test-hard: $(DEV_STAMP)  ## simulation, hostile peers and fuzzing, in small numbers
+test-hard: $(DEV_STAMP)  ## load, simulation, hostile peers and fuzzing, in small numbers
 	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" $(ARGS)
 
 test-quick: $(DEV_STAMP)  ## tests without lint, coverage and counts (TESTS=tests/core)

@@ -6,7 +6,7 @@ are; how a link comes up is in `pysmc.fabric.shm_link`, who may call in
 which memory may be mapped in `pysmc.fabric.shm_arena`.
 
 An RDMA write is a slice copy into the peer's arena, an update a mailbox, a SEND a slot
-of a ring, a doorbell an eventfd that rings only when the peer said that it sleeps. One
+of a ring, a doorbell a message that is sent only when the peer said that it sleeps. One
 device belongs to one thread (one event loop).
 
 Source: RFC 7609 section 2.1 for what an RNIC would do; kernel counterpart: smc_ib.c,

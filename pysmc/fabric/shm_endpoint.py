@@ -9,10 +9,13 @@ in the memory that the descriptors lead to.
 The messages of the socket, one in each packet:
 
 * hello: magic, geometry, the queue pairs at both ends with their packet sequence
-  numbers, and the descriptors (control arena, doorbell, data arenas);
+  numbers, and the descriptors (control arena, data arenas);
 * arena: the next data arena, with its descriptor;
-* bell: the doorbell for a peer of another user (see `pysmc.fabric.shm_link`);
+* bell: there is news for one who sleeps;
 * refusal: one byte that says why, after which the socket is closed.
+
+A hello is only looked at until its queue pair waits: what came along stays in the
+kernel, on the caller's account and not in our descriptor table.
 
 Source: unix(7) on abstract names, SO_PEERCRED and SCM_RIGHTS; the numbers exchanged are
 those of RFC 7609's CLC messages (A.2.2, A.2.3), so that no stranger can guess them.
@@ -26,7 +29,7 @@ import os
 import select
 import socket
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.errors import FabricError
 from pysmc.fabric.base import Status
@@ -59,12 +62,14 @@ FOREIGN_CALLERS_MAX = 16
 """The same of other users, so that they cannot crowd out the permitted."""
 _ACCEPTS_AT_ONCE = 16
 _BACKLOG = 1024
-_DESCRIPTORS_MAX = 2 + ARENAS_MAX
+HELLO_DESCRIPTORS_MAX = 1 + ARENAS_MAX
+"""Descriptors that come with a hello: the control arena and the data arenas."""
 _PACKET_BYTES = 256
-_MAGIC = b"PSHM"
+_MAGIC = b"PSH2"
 _HELLO = struct.Struct("!B4s5I8s4IHB")
 _ARENA = struct.Struct("!BB")
 _UCRED = struct.Struct("3i")
+_QUIETLY = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
 def endpoint_name(peer_id: bytes) -> str:
@@ -149,12 +154,14 @@ class Packet(NamedTuple):
             os.close(self.descriptors.pop())
 
 
-def receive(connection: socket.socket, descriptors: int = _DESCRIPTORS_MAX) -> Packet:
+def receive(
+    connection: socket.socket, descriptors: int = HELLO_DESCRIPTORS_MAX
+) -> Packet:
     """Receive one message without waiting.
 
     Args:
         connection: The socket.
-        descriptors: How many may come; 0 lets the kernel throw them away.
+        descriptors: How many may come, at least 1; the kernel closes what is more.
 
     Returns:
         The message; empty data means that the other end has closed.
@@ -162,25 +169,40 @@ def receive(connection: socket.socket, descriptors: int = _DESCRIPTORS_MAX) -> P
     Raises:
         BlockingIOError: There is none.
     """
-    space = socket.CMSG_SPACE(4 * descriptors) if descriptors else 0
-    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-    try:
-        answer = connection.recvmsg(_PACKET_BYTES, space, flags)
-    except ConnectionResetError:
-        # The peer closed with something of ours unread. What it said before is still
-        # there to be read.
-        try:
-            answer = connection.recvmsg(_PACKET_BYTES, space, flags)
-        except ConnectionResetError:
-            answer = b"", [], 0, None
-    data, ancillary, message_flags, _ = answer
+    space = socket.CMSG_SPACE(4 * descriptors)
+    data, ancillary, flags, _ = _take(connection, space, _QUIETLY)
     received = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             usable = len(content) - len(content) % received.itemsize
             received.frombytes(content[:usable])
-    truncated = bool(message_flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
+    truncated = bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
     return Packet(data, list(received), truncated)
+
+
+def look(connection: socket.socket) -> bytes:
+    """Read a message without taking it, or a descriptor of it.
+
+    Returns:
+        The message; empty when the other end has closed.
+
+    Raises:
+        BlockingIOError: There is none.
+    """
+    message, *_ = _take(connection, 0, _QUIETLY | socket.MSG_PEEK)
+    return bytes(message)
+
+
+def _take(connection: socket.socket, space: int, flags: int) -> Any:
+    try:
+        return connection.recvmsg(_PACKET_BYTES, space, flags)
+    except ConnectionResetError:
+        # The peer closed with something of ours unread. What it said before is still
+        # there to be read.
+        try:
+            return connection.recvmsg(_PACKET_BYTES, space, flags)
+        except ConnectionResetError:
+            return b"", [], 0, None
 
 
 def send(connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
@@ -208,14 +230,13 @@ def send_refusal(connection: socket.socket, reason: int) -> None:
 class Caller:
     """Somebody who called and has not found its queue pair yet."""
 
-    __slots__ = ("connection", "hello", "packet", "refusal")
+    __slots__ = ("connection", "hello", "refusal")
 
     def __init__(self, connection: socket.socket, refusal: int) -> None:
         self.connection = connection
         self.refusal = refusal
         """0, or why it will not be connected, whatever it says."""
         self.hello: Hello | None = None
-        self.packet = Packet(b"", [], truncated=False)
 
 
 class Endpoint:
@@ -329,11 +350,9 @@ class Endpoint:
         self._heard(caller)
 
     def _heard(self, caller: Caller) -> None:
-        """Read a caller's hello."""
+        """Look at a caller's hello."""
         try:
-            most = 0 if caller.refusal else _DESCRIPTORS_MAX
-            caller.packet = receive(caller.connection, most)
-            caller.hello = hello = Hello.parse(caller.packet.data)
+            caller.hello = hello = Hello.parse(look(caller.connection))
         except BlockingIOError:
             return
         except ValueError:
@@ -377,7 +396,8 @@ class Endpoint:
             queue_pair.refuse(status, f"{text} ({by})")
             return
         self._forget(caller)
-        queue_pair.accept(caller.connection, hello, caller.packet)
+        packet = receive(caller.connection, 1 + hello.arenas)
+        queue_pair.accept(caller.connection, hello, packet)
 
     def drop_callers_of(self, number: int) -> None:
         """Refuse those who wait for a queue pair that is no more."""
@@ -388,7 +408,6 @@ class Endpoint:
 
     def _drop(self, caller: Caller, reason: int) -> None:
         self._forget(caller)
-        caller.packet.close()
         send_refusal(caller.connection, reason)
 
     def _forget(self, caller: Caller) -> None:
@@ -408,7 +427,6 @@ class Endpoint:
     def close_descriptors(self) -> None:
         """Close without a word: all that a forked child may do. Idempotent."""
         for caller in self._callers.values():
-            caller.packet.close()
             caller.connection.close()
         self._callers.clear()
         self._listener.close()

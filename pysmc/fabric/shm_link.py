@@ -6,18 +6,18 @@ Decides when a link is connected and when it is gone; the words that it carries 
 The link's socket stays open for life. Its end tells of the peer's, in whatever way the
 peer died, and is looked at only after everything that the peer published was taken.
 
-The doorbell is an eventfd that is never read: each ring is an edge. Its counter and its
-O_NONBLOCK flag belong to both ends, so that a peer could make a ring block. A peer of
-our own user could stop us anyway; one of another user (``allowed_uids``) is rung by a
-message on the socket instead, which cannot block.
+The doorbell is a message on that socket. An eventfd or a pipe would cost a little less,
+but what the peer has a share in it can make us wait for: it can clear O_NONBLOCK and
+fill an eventfd, and it can hold the lock of a pipe. Each end of a socket is its owner's
+alone, and a send with MSG_DONTWAIT never waits.
 
 Source: RFC 7609 section 4.5.1 (queue pairs of a link); kernel counterpart: smc_ib.c.
 """
 
 from __future__ import annotations
 
-import os
 import select
+import socket
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -54,14 +54,16 @@ from pysmc.fabric.shm_ring import (
 
 if TYPE_CHECKING:
     import mmap
-    import socket
 
     from pysmc.fabric.base import MemoryRegion
     from pysmc.fabric.shm import ShmDomain
 
 __all__ = ["ShmQueuePair"]
 
-_MESSAGES_AT_ONCE = 32
+_MESSAGES_AT_ONCE = 512
+"""More than a socket's send buffer holds; a peer that sends meanwhile is cut off."""
+_BELL = bytes((endpoint.BELL,))
+_QUIETLY = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class LinkState(Enum):
@@ -79,7 +81,7 @@ class ShmQueuePair(QueuePair):
     """One link to one peer."""
 
     def __init__(self, domain: ShmDomain, number: int) -> None:
-        """Get the control arena and the doorbell.
+        """Get the control arena.
 
         Args:
             domain: Whose memory the peer may write.
@@ -100,13 +102,7 @@ class ShmQueuePair(QueuePair):
         self._outbox: Outbox | None = None
         self._peer_control: mmap.mmap | None = None
         self._peer_arenas: list[mmap.mmap | None] = []
-        self._peer_bell = -1
         self._control = Arena(CONTROL_BYTES)
-        try:
-            self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as exc:
-            self._control.close()
-            raise no_memory(exc, "create a doorbell") from exc
         self.inbox = Inbox(self._control.memory, self, self._ring)
 
     def newest_consumer(self, region: MemoryRegion, alert_token: int) -> int:
@@ -191,7 +187,7 @@ class ShmQueuePair(QueuePair):
 
     def _descriptors(self) -> list[int]:
         arenas = [arena.descriptor for arena in self.domain.arenas]
-        return [self._control.descriptor, self._bell, *arenas]
+        return [self._control.descriptor, *arenas]
 
     def _answered(self) -> None:
         """Read what the called peer says to our hello."""
@@ -275,7 +271,7 @@ class ShmQueuePair(QueuePair):
             text = "the peer answered for another queue pair"
             raise ValueError(text)
         descriptors = packet.descriptors
-        expected = 2 + hello.arenas
+        expected = 1 + hello.arenas
         if packet.truncated and len(descriptors) < expected:
             text = f"{len(descriptors)} of {expected} descriptors arrived (EMFILE)"
             raise no_memory(text, "receive the peer's memory")
@@ -285,26 +281,19 @@ class ShmQueuePair(QueuePair):
         try:
             control = map_peer_arena(descriptors[0], CONTROL_BYTES)
             self._peer_control = control
-            for descriptor in descriptors[2:]:
+            for descriptor in descriptors[1:]:
                 self._peer_arenas.append(map_peer_arena(descriptor))
         except OSError as exc:
             raise no_memory(exc, "map the peer's memory") from exc
         self._outbox = Outbox(control, self._ring, self._resolve, self.fail)
-        self._peer_bell = descriptors.pop(1)
         packet.close()
-        self.device.watch(connection.fileno(), select.EPOLLIN, self._heard)
-        self.device.watch(self._bell, select.EPOLLIN | select.EPOLLET, self._rung)
+        self.device.watch(connection.fileno(), select.EPOLLIN, self._hear_one)
 
     def _go_up(self) -> None:
         connection, outbox = self._socket, self._outbox
         assert connection is not None
         assert outbox is not None
         device = self.device
-        if endpoint.peer_uid(connection) != os.geteuid() or not _is_eventfd(
-            self._peer_bell
-        ):
-            os.close(self._peer_bell)
-            self._peer_bell = -1
         self._control.close_descriptor()
         self.state = LinkState.UP
         self.is_up = True
@@ -386,7 +375,7 @@ class ShmQueuePair(QueuePair):
             raise refused(rkey, "post_write", "the peer has no such region")
         if number >= len(self._peer_arenas):
             # The rkey came by another way and was faster than the arena's descriptor.
-            self._heard()
+            self._hear_all()
         if number >= len(self._peer_arenas):
             raise refused(rkey, "post_write", f"the peer has no arena {number}")
         memory = self._peer_arenas[number]
@@ -398,21 +387,35 @@ class ShmQueuePair(QueuePair):
         first = number + 1 << 32 | offset
         return index, word, memory, offset - first, first, first + length
 
-    def _heard(self) -> None:
+    def _hear_all(self) -> None:
         """Read the link's socket until there is nothing, or the peer is gone."""
         for _ in range(_MESSAGES_AT_ONCE):
-            if self._socket is None or self.ending is not None:
+            if not self._hear():
                 return
-            try:
-                packet = endpoint.receive(self._socket)
-            except BlockingIOError:
-                return
-            try:
-                self._understand(packet)
-            except ValueError as exc:
-                self.fail(Status.BROKEN_RULE, str(exc))
-            finally:
-                packet.close()
+
+    def _hear_one(self) -> None:
+        """Read what made the link's socket ready; more makes it ready again."""
+        self._hear()
+
+    def _hear(self) -> bool:
+        """Read one message of the link's socket.
+
+        Returns:
+            False when there was none, or the link ends.
+        """
+        if self._socket is None or self.ending is not None:
+            return False
+        try:
+            packet = endpoint.receive(self._socket, 1)
+        except BlockingIOError:
+            return False
+        try:
+            self._understand(packet)
+        except ValueError as exc:
+            self.fail(Status.BROKEN_RULE, str(exc))
+        finally:
+            packet.close()
+        return True
 
     def _understand(self, packet: endpoint.Packet) -> None:
         """Do what a message on the link's socket says.
@@ -424,26 +427,23 @@ class ShmQueuePair(QueuePair):
         number = len(self._peer_arenas)
         if not data:
             self.fail(Status.PEER_GONE, "the peer has closed its end")
+        elif data == _BELL and not descriptors and not packet.truncated:
+            if self._outbox is not None:
+                self._outbox.flush()
         elif data == bytes((endpoint.ARENA, number)) and number < ARENAS_MAX:
             self._peer_arenas.append(_map_next_arena(packet))
-        elif data != bytes((endpoint.BELL,)) or descriptors:
+        else:
             text = f"message {data[:8].hex()} with {len(descriptors)} descriptors"
             raise ValueError(text)
 
     def _ring(self) -> None:
-        try:
-            if self._peer_bell >= 0:
-                os.eventfd_write(self._peer_bell, 1)
-            elif self._socket is not None:
-                endpoint.send(self._socket, bytes((endpoint.BELL,)), [])
-        except OSError:
-            # The counter or the queue is full, so that the peer has something to wake
-            # it; or it is gone, which the socket tells.
-            return
-
-    def _rung(self) -> None:
-        if self._outbox is not None and self.ending is None:
-            self._outbox.send_held()
+        if self._socket is not None:
+            try:
+                self._socket.send(_BELL, _QUIETLY)
+            except OSError:
+                # The queue is full, so that the peer has something to wake it; or the
+                # peer is gone, which the socket tells.
+                return
 
     # --- going down ----------------------------------------------------------------
 
@@ -473,10 +473,8 @@ class ShmQueuePair(QueuePair):
         self._stop_posts()
         device = self.device
         device.remove_link(self)
-        if not device.forked:
-            if self._socket is not None:
-                device.unwatch(self._socket.fileno())
-            device.unwatch(self._bell)
+        if not device.forked and self._socket is not None:
+            device.unwatch(self._socket.fileno())
         self._close_descriptors()
         if self._outbox is not None:
             self._outbox.close()
@@ -494,10 +492,6 @@ class ShmQueuePair(QueuePair):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-        for descriptor in (self._peer_bell, self._bell):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._peer_bell = self._bell = -1
 
     def close(self) -> None:
         """Close; the peer gets DOWN. Idempotent; see `QueuePair.close`."""
@@ -533,13 +527,6 @@ def _map_next_arena(packet: endpoint.Packet) -> mmap.mmap | None:
         return map_peer_arena(packet.descriptors[0])
     except OSError:
         return None
-
-
-def _is_eventfd(descriptor: int) -> bool:
-    try:
-        return os.readlink(f"/proc/self/fd/{descriptor}") == "anon_inode:[eventfd]"
-    except OSError:
-        return False
 
 
 def _sending_failed(exc: OSError, operation: str) -> FabricError:

@@ -75,7 +75,6 @@ class RawPeer:
         self.peer_id = os.urandom(8)
         self.number = 0x123456
         self.control = memfd()
-        self.bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.memory = mmap.mmap(self.control, CONTROL_BYTES)
         self.words = memoryview(self.memory).cast("Q")
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -100,7 +99,7 @@ class RawPeer:
     def say(self, hello: Hello | bytes, descriptors: list[int] | None = None) -> None:
         """Send a hello, by default with what belongs to it."""
         if descriptors is None:
-            descriptors = [self.control, self.bell]
+            descriptors = [self.control]
         data = hello.build() if isinstance(hello, Hello) else hello
         send(self.socket, data, descriptors)
 
@@ -133,7 +132,7 @@ class RawPeer:
         hello = Hello.parse(packet.data)
         self.their_memory = mmap.mmap(packet.descriptors[0], CONTROL_BYTES)
         self.theirs = memoryview(self.their_memory).cast("Q")
-        for descriptor in packet.descriptors[2:]:
+        for descriptor in packet.descriptors[1:]:
             self.arenas.append(mmap.mmap(descriptor, os.fstat(descriptor).st_size))
         packet.close()
         return hello
@@ -155,8 +154,7 @@ class RawPeer:
         self.socket.close()
         if self.listener is not None:
             self.listener.close()
-        for descriptor in (self.control, self.bell):
-            os.close(descriptor)
+        os.close(self.control)
 
 
 class Child:

@@ -16,8 +16,10 @@ from pysmc.errors import FabricError
 from pysmc.fabric import shm_endpoint
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.shm import ShmDevice
+from pysmc.fabric.shm_arena import ARENAS_MAX
 from pysmc.fabric.shm_endpoint import (
     CALLERS_MAX,
+    HELLO_DESCRIPTORS_MAX,
     REFUSAL,
     REFUSALS,
     Hello,
@@ -192,22 +194,18 @@ def test_a_caller_that_cannot_be_watched_is_refused(
     expected = [[], [(CONNECTED, Status.NO_MEMORY)]][after]
     assert statuses(drain(device)) == expected
     assert refusal(device, peer) is Status.NO_MEMORY
-    assert descriptors() == before - after, "with the doorbell, if it got so far"
+    assert descriptors() == before
     assert device._endpoint is not None
     assert device._endpoint._callers == {}
 
 
-@pytest.mark.parametrize("after", [0, 1])
 def test_a_call_that_cannot_be_watched_fails(
-    device: ShmDevice, peer: RawPeer, monkeypatch: pytest.MonkeyPatch, after: int
+    device: ShmDevice, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peer.listen()
     queue_pair = device.create_domain().create_queue_pair()
-    monkeypatch.setattr(device, "_epoll", FullEpoll(device, after))
+    monkeypatch.setattr(device, "_epoll", FullEpoll(device))
     queue_pair.connect(peer.remote(), 1, passive=False)
-    if after:
-        peer.accept().close()
-        peer.say(peer.hello(queue_pair.number))
     assert statuses(drain(device)) == [(CONNECTED, Status.NO_MEMORY)]
 
 
@@ -241,7 +239,7 @@ def test_an_early_caller_may_give_up(device: ShmDevice, peer: RawPeer) -> None:
     before = descriptors()
     peer.say(peer.hello(queue_pair.number))
     drain(device)
-    assert descriptors() == before + 3, "its socket and its memory are kept"
+    assert descriptors() == before + 1, "its socket is kept; what it brought waits"
     peer.socket.close()
     drain(device)
     assert descriptors() == before - 1
@@ -264,7 +262,6 @@ def test_nonsense_is_refused(device: ShmDevice, peer: RawPeer, data: bytes) -> N
 
 BAD_MEMORY = [
     "none",
-    "one too few",
     "one too many",
     "an arena is missing",
     "seals are missing",
@@ -276,16 +273,15 @@ BAD_MEMORY = [
 
 def _bad_memory(peer: RawPeer) -> dict[str, tuple[list[int], int]]:
     """Descriptors that break a rule, by what is wrong, with the arenas announced."""
-    control, bell = peer.control, peer.bell
+    control = peer.control
     return {
         "none": ([], 0),
-        "one too few": ([control], 0),
-        "one too many": ([control, bell, memfd()], 0),
-        "an arena is missing": ([control, bell], 1),
-        "seals are missing": ([memfd(seals=0), bell], 0),
-        "too small": ([memfd(4096), bell], 0),
-        "not a memfd": ([bell, bell], 0),
-        "an arena of an odd size": ([control, bell, memfd(16384 + 1)], 1),
+        "one too many": ([control, memfd()], 0),
+        "an arena is missing": ([control], 1),
+        "seals are missing": ([memfd(seals=0)], 0),
+        "too small": ([memfd(4096)], 0),
+        "not a memfd": ([peer.socket.fileno()], 0),
+        "an arena of an odd size": ([control, memfd(16384 + 1)], 1),
     }
 
 
@@ -307,7 +303,7 @@ def test_bad_memory_is_refused_on_both_ends(
     packet = receive(peer.socket)
     assert REFUSALS[packet.data[1]][0] is Status.BROKEN_RULE
     assert not queue_pair.is_up
-    assert descriptors() == before - 1, "the doorbell of the queue pair went"
+    assert descriptors() == before
 
 
 def test_more_descriptors_than_anybody_needs(device: ShmDevice, peer: RawPeer) -> None:
@@ -317,32 +313,23 @@ def test_more_descriptors_than_anybody_needs(device: ShmDevice, peer: RawPeer) -
     peer.say(peer.hello(queue_pair.number), [peer.control] * 200)
     (completion,) = drain(device)
     assert completion.status is Status.BROKEN_RULE
-    assert descriptors() == before - 1
+    assert descriptors() == before
 
 
-def test_a_doorbell_that_is_no_eventfd_is_not_rung(
-    device: ShmDevice, peer: RawPeer
-) -> None:
-    reading, writing = os.pipe()
-    queue_pair = waiting(device, peer)
-    peer.call(device)
-    peer.say(peer.hello(queue_pair.number), [peer.control, writing])
-    assert statuses(drain(device)) == [(CONNECTED, Status.SUCCESS)]
-    peer.understand(receive(peer.socket))
-    peer.words[shm_endpoint_sleeping()] = 1
-    queue_pair.post_send(b"wake up")
-    assert receive(peer.socket).data == bytes((shm_endpoint.BELL,))
-    os.set_blocking(reading, False)
-    with pytest.raises(BlockingIOError):
-        os.read(reading, 1)
-    os.close(reading)
-    os.close(writing)
-
-
-def shm_endpoint_sleeping() -> int:
-    from pysmc.fabric.shm_ring import SLEEPING
-
-    return SLEEPING
+def test_callers_that_wait_cost_a_descriptor_each(device: ShmDevice) -> None:
+    queue_pair = device.create_domain().create_queue_pair()
+    peers = [RawPeer() for _ in range(8)]
+    before = descriptors()
+    for peer in peers:
+        peer.call(device)
+        peer.say(
+            peer.hello(queue_pair.number, arenas=ARENAS_MAX),
+            [peer.control] * HELLO_DESCRIPTORS_MAX,
+        )
+    drain(device)
+    assert descriptors() == before + len(peers)
+    for peer in peers:
+        peer.close()
 
 
 def test_too_many_callers_wait(device: ShmDevice) -> None:
@@ -450,7 +437,7 @@ def test_the_called_peer_answers_wrongly(
     before = descriptors()
     peer.say(peer.hello(queue_pair.number, **changes))
     assert statuses(drain(device)) == [(CONNECTED, Status.BROKEN_RULE)]
-    assert descriptors() == before - 2, "the socket and the doorbell"
+    assert descriptors() == before - 1, "the socket"
 
 
 def test_the_called_peer_babbles(device: ShmDevice, peer: RawPeer) -> None:

@@ -112,14 +112,25 @@ class Config:
     """Seconds that a marked connection waits to be confirmed before it is TCP."""
 
     max_handshakes: int = _limit(1024, 1, 65536)
-    """Handshakes in progress; more fall back to TCP at once."""
+    """Handshakes in progress of the loop, as client and server; more are TCP."""
+    max_handshakes_per_peer: int = _limit(32, 1, 65536)
+    """Handshakes in progress with one address of another host, as server; more are TCP.
+    Peers of this host have one address in common, and share `max_handshakes`."""
+    max_link_groups: int = _limit(1024, 1, 65536)
+    """Link groups in all; more connections are TCP."""
     max_link_groups_per_peer: int = _limit(8, 1, 64)
-    """Link groups with one peer; more connections fall back to TCP."""
+    """Link groups with one peer in one role; more connections are TCP."""
     max_idle_rmbs: int = _limit(16, 0, 255)
     """Confirmed receive buffers that an idle link group keeps for reuse."""
     max_pinned_bytes: int = _limit(1 << 29, 1 << 20, 1 << 44)
     """Receive buffers of all connections in bytes. Each takes at most one of 256 shares
-    of what is left; with nothing left, more connections fall back to TCP."""
+    of what is left; with nothing left, more connections are TCP."""
+    max_pinned_bytes_per_peer: int = _limit(1 << 28, 1 << 20, 1 << 44)
+    """The same with one peer: another host, or a process of this one. Each takes at
+    most one of 128 shares of what is left."""
+    max_llc_requests_per_second: int = _limit(1000, 10, 1_000_000)
+    """LLC requests of a peer on one link that are answered, also at once after a
+    silence; more are dropped."""
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -113,6 +113,10 @@ class ClientNegotiator(Negotiator):
     ) -> None:
         handshake.version = accept.version
         offer, problem = self._judge(accept)
+        if problem is None and accept.first_contact:
+            problem = self.group_problem(
+                Role.CLIENT, accept.peer_id, handshake.peer_key
+            )
         if problem is not None or offer is None:
             assert problem is not None
             self.decline(handshake, problem, now)

@@ -7,9 +7,11 @@ Reference: RFC 7609 section 3.5.1 (peer ID); kernel counterpart: smc_core.c.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pysmc.core.events import LimitReached
 from pysmc.core.timers import Timers
 
 if TYPE_CHECKING:
@@ -64,3 +66,16 @@ class Context:
     timers: Timers[tuple[str, Any]] = field(default_factory=Timers)
     handshakes: set[Handshake] = field(default_factory=set)
     """Those in progress."""
+    excess: Counter[str] = field(default_factory=Counter)
+    """How often each limit was exceeded."""
+
+    def count_excess(self, name: str, limit: int) -> None:
+        """Count what goes beyond a limit; the first of each kind is news.
+
+        Args:
+            name: The limit's name.
+            limit: Its value.
+        """
+        self.excess[name] += 1
+        if self.excess[name] == 1:
+            self.events.append(LimitReached(name, limit))

@@ -32,7 +32,7 @@ from smcproto.constants import DeleteLinkReason
 from smcproto.diagnosis import PeerDiagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from pysmc.config import Config
     from pysmc.core.connection import Connection, Update
@@ -94,6 +94,11 @@ class Endpoint:
     def handshake_count(self) -> int:
         """How many handshakes are in progress."""
         return len(self._context.handshakes)
+
+    @property
+    def excess(self) -> Mapping[str, int]:
+        """How often each limit was exceeded, by its name."""
+        return self._context.excess
 
     def has_room(self) -> bool:
         """Whether another handshake may begin; if not, stay on TCP (LIMIT)."""

@@ -20,6 +20,7 @@ __all__ = [
     "Event",
     "Failed",
     "FellBack",
+    "LimitReached",
     "News",
 ]
 
@@ -71,4 +72,12 @@ class ConnectionLost:
     error: SmcError
 
 
-Event = Established | FellBack | Failed | ConnectionLost
+@dataclass(frozen=True, slots=True, eq=False)
+class LimitReached:
+    """A limit was exceeded for the first time; `Endpoint.excess` counts on."""
+
+    name: str
+    limit: int
+
+
+Event = Established | FellBack | Failed | ConnectionLost | LimitReached

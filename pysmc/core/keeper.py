@@ -42,6 +42,8 @@ __all__ = ["Keeper"]
 
 SHARES = 256
 """A further RMB may take one of so many shares of the pinned memory that is left."""
+SHARES_OF_PEER = 128
+"""The same of what is left of its peer's."""
 CLIENT_IDLE_EXTRA = 10.0
 """Seconds that a client keeps an idle group longer, so that the server ends it."""
 
@@ -60,6 +62,8 @@ class Keeper:
         self.groups = GroupTable(context.config)
         self.flows: dict[LinkGroup, LlcFlows] = {}
         self.rmb_bytes = 0
+        self.rmb_bytes_of: Counter[Hashable] = Counter()
+        """By who the peer is on the TCP side: a peer ID is only a claim."""
 
     # Groups and links
 
@@ -144,7 +148,7 @@ class Keeper:
             link.move(LinkInput.LOST)
             timers.cancel(("test link", link))
             self._context.actions.append(CloseQueuePair(link))
-        self.rmb_bytes -= group.rmb_bytes
+        self._count(group, -group.rmb_bytes)
         group.pool.clear()
         self._context.actions.append(CloseGroup(group))
         group.connections.clear()
@@ -180,7 +184,7 @@ class Keeper:
             fabric has to be awaited. None when no more may be pinned.
         """
         length = config_length = self._context.config.rmbe_bytes
-        affordable = self._affordable()
+        affordable = self._affordable(group)
         while length > affordable and length > RMBE_BYTES_MIN:
             length >>= 1
         size = config_length
@@ -190,20 +194,34 @@ class Keeper:
                 self._context.actions.append(ClearMemory(rmb, rmb.dirty_bytes))
                 return rmb
             size >>= 1
-        if self.rmb_bytes + length > self._context.config.max_pinned_bytes:
+        if length > min(self._left(group)):
             return None
         rmb = Rmb(group, length)
-        self._count(rmb, length)
+        self._count(group, length)
         self._context.actions.append(RegisterMemory(rmb))
         return rmb
 
-    def _affordable(self) -> int:
+    def _affordable(self, group: LinkGroup) -> int:
         """Tell how large a further RMB may be: each takes its share of what is left.
 
         So a few connections get large buffers, and thousands still get some.
         """
-        left = self._context.config.max_pinned_bytes - self.rmb_bytes
-        return left // SHARES
+        left, left_of_peer = self._left(group)
+        return min(left // SHARES, left_of_peer // SHARES_OF_PEER)
+
+    def _left(self, group: LinkGroup) -> tuple[int, int]:
+        """Tell how many bytes may still be pinned, in all and for a group's peer."""
+        config = self._context.config
+        of_peer = self.rmb_bytes_of[group.peer_key]
+        return (
+            config.max_pinned_bytes - self.rmb_bytes,
+            config.max_pinned_bytes_per_peer - of_peer,
+        )
+
+    def short_of(self, group: LinkGroup) -> str:
+        """Name the limit that keeps `take_rmb` from giving memory to a group."""
+        left, left_of_peer = self._left(group)
+        return "max_pinned_bytes" + ("_per_peer" if left_of_peer < left else "")
 
     def confirm_rmb(self, link: Link, rmb: Rmb, now: float) -> None:
         """Announce the RMB to the peer of a reused group."""
@@ -244,13 +262,16 @@ class Keeper:
             return
         registered = rmb.state is not RmbState.REGISTERING
         rmb.state = RmbState.GONE
-        self._count(rmb, -rmb.length)
+        self._count(rmb.group, -rmb.length)
         if registered:
             self._context.actions.append(DeregisterMemory(rmb))
 
-    def _count(self, rmb: Rmb, length: int) -> None:
-        rmb.group.rmb_bytes += length
+    def _count(self, group: LinkGroup, length: int) -> None:
+        group.rmb_bytes += length
         self.rmb_bytes += length
+        self.rmb_bytes_of[group.peer_key] += length
+        if not self.rmb_bytes_of[group.peer_key]:
+            del self.rmb_bytes_of[group.peer_key]
 
     # Connections
 
@@ -311,6 +332,7 @@ class Keeper:
         groups = self.groups.all()
         assert set(self.flows) == set(groups), "flows of a group that is not there"
         assert self.rmb_bytes == sum(group.rmb_bytes for group in groups)
+        assert self.rmb_bytes == sum(self.rmb_bytes_of.values())
         users = Counter(
             handshake.group
             for handshake in self._context.handshakes

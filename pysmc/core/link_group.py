@@ -185,6 +185,14 @@ class GroupTable:
             if group.role is role and group.peer_id == peer_id
         ]
 
+    def count(self, role: Role, peer_id: bytes, peer_key: Hashable) -> int:
+        """Count the groups with one peer in one role.
+
+        Whoever borrows a peer's ID does not count against that peer.
+        """
+        of_peer = self.of_peer(role, peer_id)
+        return sum(group.peer_key == peer_key for group in of_peer)
+
     def reusable_by_server(
         self, *, peer_id: bytes, peer_key: Hashable, gid: bytes, fabric: str, eid: str
     ) -> LinkGroup | None:

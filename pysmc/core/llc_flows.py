@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from pysmc.core.actions import PostSend
+from pysmc.core.rate import Rate
 from pysmc.core.rmb import Rmb, RmbState, RToken
 from pysmc.core.roles import Role
 from smcproto import llc
@@ -92,6 +93,7 @@ class LlcFlows:
         self._waiting: deque[_Flow] = deque()
         self._current: _Flow | None = None
         self._testing: dict[Link, float] = {}
+        self._rates: dict[Link, Rate] = {}
 
     # Requests of ours
 
@@ -238,8 +240,23 @@ class LlcFlows:
             return
         if message.response:
             self._receive_response(link, message, now)
-        else:
+        elif self._is_within_rate(link, now):
             self._receive_request(link, message, now)
+
+    def _is_within_rate(self, link: Link, now: float) -> bool:
+        """Whether a request of the peer may be looked at; else it is dropped.
+
+        Each makes us work and answer, and none is kept for later. An honest peer asks
+        for two of its connections at most, and each of those takes a handshake.
+        """
+        limit = self._context.config.max_llc_requests_per_second
+        rate = self._rates.get(link)
+        if rate is None:
+            rate = self._rates[link] = Rate(limit)
+        if rate.take(now):
+            return True
+        self._context.count_excess("max_llc_requests_per_second", limit)
+        return False
 
     def _receive_request(self, link: Link, message: llc.LlcMessage, now: float) -> None:
         match message:

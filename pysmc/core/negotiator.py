@@ -29,7 +29,7 @@ from smcproto.constants import DeleteLinkReason, OsType, rmbe_bytes
 from smcproto.diagnosis import PeerDiagnosis, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable
 
     from pysmc.core.context import Context
     from pysmc.core.keeper import Keeper
@@ -96,8 +96,7 @@ class Negotiator:
         assert group is not None
         rmb = self._keeper.take_rmb(group)
         if rmb is None:
-            text = f"max_pinned_bytes is {self._config.max_pinned_bytes}."
-            self.decline(handshake, reason("LIMIT", "local", text), now)
+            self.decline(handshake, self.over_limit(self._keeper.short_of(group)), now)
             return
         handshake.rmb = rmb
         rmb.handshake = handshake
@@ -107,6 +106,27 @@ class Negotiator:
     def memory_ready(self, handshake: Handshake, now: float) -> None:
         """The memory can be used: do this role's next step."""
         raise NotImplementedError
+
+    # Limits
+
+    def over_limit(self, name: str) -> Reason:
+        """Count one that goes beyond a limit of the configuration, and say so."""
+        limit = getattr(self._config, name)
+        self._context.count_excess(name, limit)
+        return reason("LIMIT", "local", f"{name} is {limit}.")
+
+    def group_problem(
+        self, role: Role, peer_id: bytes, peer_key: Hashable
+    ) -> Reason | None:
+        """Say why no further link group can be made with a peer, if so."""
+        groups = self._keeper.groups
+        if len(groups) >= self._config.max_link_groups:
+            return self.over_limit("max_link_groups")
+        if groups.count(role, peer_id, peer_key) >= (
+            self._config.max_link_groups_per_peer
+        ):
+            return self.over_limit("max_link_groups_per_peer")
+        return None
 
     # Deadlines
 

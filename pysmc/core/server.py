@@ -2,9 +2,8 @@
 
 `ServerNegotiator` decides which fabric and EID a connection gets, whether it joins a
 link group or makes first contact, and checks that the Confirm repeats what was agreed.
-First contacts with the same peer go one after another, so that the second connection
-finds the first one's group; there is no lock beyond that, so a peer that stalls holds
-up nobody but itself.
+Whose turn a first contact is says `first_contacts`: a peer that stalls holds up nobody
+but itself.
 
 Reference: RFC 7609 sections 3.5.1.3 to 3.5.1.6 and 3.5.2; kernel counterpart:
 smc_listen_work().
@@ -12,11 +11,10 @@ smc_listen_work().
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 from pysmc.core.actions import ConnectQueuePair
+from pysmc.core.first_contacts import ContactKey, FirstContacts
 from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
 from pysmc.core.link import LinkEnd, LinkInput
 from pysmc.core.negotiator import (
@@ -34,6 +32,8 @@ from smcproto.constants import OsType, rmbe_size_code
 from smcproto.diagnosis import PeerDiagnosis
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from pysmc.core.context import Context, FabricOffer
     from pysmc.core.keeper import Keeper
     from smcproto import llc
@@ -47,16 +47,13 @@ ANSWER_SHARE = 0.8
 """Share of a client's wait for the Accept that we use at most: a Decline in time is a
 fallback, one that comes later meets a client that has given up."""
 
-PeerKey = tuple[Hashable, ...]
-
 
 class ServerNegotiator(Negotiator):
     """Handshakes of connections that this process accepted."""
 
     def __init__(self, context: Context, keeper: Keeper) -> None:
         super().__init__(context, keeper)
-        self._first_contacts: dict[PeerKey, Handshake] = {}
-        self._queues: dict[PeerKey, deque[Handshake]] = {}
+        self._first_contacts = FirstContacts()
 
     def begin(
         self, peer_key: Hashable, now: float, refusal: Reason | None
@@ -138,11 +135,13 @@ class ServerNegotiator(Negotiator):
                     return offer, eid
         return None, ""
 
-    def _key(self, handshake: Handshake) -> PeerKey:
+    def _key(self, handshake: Handshake) -> ContactKey:
         proposal, offer = handshake.proposal, handshake.offer
         assert proposal is not None
         assert offer is not None
-        return (proposal.peer_id, handshake.peer_key, offer.fabric, handshake.eid)
+        return ContactKey(
+            handshake.peer_key, proposal.peer_id, offer.fabric, handshake.eid
+        )
 
     def _decide(self, handshake: Handshake, now: float) -> None:
         """First contact or reuse: the decision that the client will follow."""
@@ -157,29 +156,32 @@ class ServerNegotiator(Negotiator):
             fabric=offer.fabric,
             eid=handshake.eid,
         )
-        key = self._key(handshake)
         if group is not None and group.active_link is not None:
             self.use_link(handshake, group.active_link)
             self._prepare(handshake, now)
             self.take_memory(handshake, now)
-        elif key in self._first_contacts:
-            self._queues.setdefault(key, deque()).append(handshake)
+            return
+        key = self._key(handshake)
+        begins_at = self._first_contacts.begins_at(key, now)
+        if begins_at != now:
+            self._first_contacts.wait(handshake, key)
             handshake.move(HandshakeInput.BUSY)
-            self.wait(handshake, handshake.answer_by - now, now)
-        elif self._has_too_many_groups(proposal.peer_id):
-            text = (
-                "There are max_link_groups_per_peer ="
-                f" {self._config.max_link_groups_per_peer} groups with this peer."
-            )
-            self.decline(handshake, reason("LIMIT", "local", text), now)
+            until = handshake.answer_by if begins_at is None else begins_at
+            self.wait(handshake, min(until, handshake.answer_by) - now, now)
+        elif problem := self.group_problem(Role.SERVER, key.peer_id, key.peer_key):
+            self.decline(handshake, problem, now)
         else:
-            self._first_contacts[key] = handshake
+            self._first_contacts.begin(handshake, key, now)
             self._open_group(handshake)
             self._prepare(handshake, now)
 
-    def _has_too_many_groups(self, peer_id: bytes) -> bool:
-        groups = self._keeper.groups.of_peer(Role.SERVER, peer_id)
-        return len(groups) >= self._config.max_link_groups_per_peer
+    def time_over(self, handshake: Handshake, now: float) -> None:
+        """The present state's deadline has come; in the queue it may be the turn."""
+        if handshake.state is HandshakeState.QUEUED and now < handshake.answer_by:
+            self._first_contacts.leave(handshake, self._key(handshake))
+            self._decide(handshake, now)
+        else:
+            super().time_over(handshake, now)
 
     def _prepare(self, handshake: Handshake, now: float) -> None:
         handshake.move(HandshakeInput.PROPOSAL)
@@ -415,14 +417,13 @@ class ServerNegotiator(Negotiator):
         if handshake.proposal is None or handshake.offer is None:
             return
         key = self._key(handshake)
-        if handshake.state is not HandshakeState.ESTABLISHED:
-            self._forget_queued(key, handshake)
-        if self._first_contacts.get(key) is not handshake:
+        if not self._first_contacts.leave(handshake, key):
             return
-        del self._first_contacts[key]
-        waiting = self._queues.pop(key, deque())
-        for queued in waiting:
-            self._decide(queued, now)
+        if handshake.state is HandshakeState.ESTABLISHED:
+            for partner in self._first_contacts.take_partners(key):
+                self._decide(partner, now)
+        while following := self._first_contacts.take_next(key.peer_key, now):
+            self._decide(following, now)
 
     def check(self) -> None:
         """Check that nobody waits for, or behind, a handshake that is over.
@@ -430,15 +431,4 @@ class ServerNegotiator(Negotiator):
         Raises:
             AssertionError: Somebody does; a fault of ours.
         """
-        for handshake in self._first_contacts.values():
-            assert not handshake.is_over, f"{handshake} is over, and holds up others"
-        for key, queue in self._queues.items():
-            assert key in self._first_contacts, "a queue behind nobody"
-            assert all(each.state is HandshakeState.QUEUED for each in queue)
-
-    def _forget_queued(self, key: PeerKey, handshake: Handshake) -> None:
-        queue = self._queues.get(key)
-        if queue is not None and handshake in queue:
-            queue.remove(handshake)
-            if not queue:
-                del self._queues[key]
+        self._first_contacts.check()

@@ -14,7 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core import actions
-from pysmc.core.events import ConnectionLost, Established, Failed, News
+from pysmc.core.events import (
+    ConnectionLost,
+    Established,
+    Failed,
+    LimitReached,
+    News,
+)
 from pysmc.testing.pair_wire import (
     Delivery,
     Domain,
@@ -126,6 +132,9 @@ class PairEnd:
                 f"{self.name}: lost {connection.alert_token:08x}: {event.error}"
             )
             self._leave(connection)
+            return
+        if isinstance(event, LimitReached):
+            self._wire.note(f"{self.name}: {event.name} is {event.limit}: reached")
             return
         tcp: TcpEnd = event.handshake.handle
         assert tcp.verdict is None, "a handshake ended twice"

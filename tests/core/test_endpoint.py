@@ -360,3 +360,4 @@ def test_the_checks_see_what_they_are_there_to_see() -> None:
     assert "gone" in broken(lose_state)
     with pytest.raises(AttributeError, match="group"):
         broken(keep_timer)
+        pair.client.endpoint._keeper.rmb_bytes_of.clear()

@@ -39,7 +39,8 @@ def load(name: str) -> Target:
     for module, names in _MODULES.items():
         if name in names:
             loaded = importlib.import_module(f"tests.fuzz.{module}")
-            return next(each for each in loaded.TARGETS if each.name == name)
+            targets: list[Target] = loaded.TARGETS
+            return next(each for each in targets if each.name == name)
     raise KeyError(name)
 
 

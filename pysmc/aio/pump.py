@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.aio.devices import Devices
 from pysmc.aio.orders import Orders
+from pysmc.core.connection import split_wr_id
 from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
 from pysmc.errors import FabricError
 from pysmc.fabric.base import CompletionKind, Status
@@ -177,10 +178,11 @@ class Pump:
         if left and not self.is_closed:
             self._take_completions(left)
 
-    def _take_publish(self, link: Link, token: int) -> None:
+    def _take_publish(self, link: Link, wr_id: int) -> None:
+        token, sequence = split_wr_id(wr_id)
         connection = self.endpoint.connection_of(link, token)
         if connection is not None:
-            news = connection.publish_completed()
+            news = connection.publish_completed(sequence)
             if news and connection.handle is not None:
                 connection.handle.receive_news(news)
 
@@ -324,13 +326,7 @@ class Pump:
             return
         pair = connection.link.handle
         try:
-            connection.published(
-                pair.publish(
-                    connection.remote_rkey,
-                    connection.alert_token,
-                    *connection.take_update(),
-                )
-            )
+            connection.published(pair.publish(*connection.take_post()))
             pair.flush()
         except FabricError as error:
             log.debug("%r: its peer could not be told: %s", connection, error)

@@ -219,13 +219,7 @@ class EndingTransport(cpython.FlowControlMixin):
             return
         pair = self._pair
         try:
-            connection.published(
-                pair.publish(
-                    connection.remote_rkey,
-                    connection.alert_token,
-                    *connection.take_update(),
-                )
-            )
+            connection.published(pair.publish(*connection.take_post()))
             pair.flush()
         except FabricError as error:
             self._fail(error)

@@ -67,11 +67,9 @@ class WriteQueue:
         if not spans and self._look_for_room():
             spans = connection.claim(size, SLICE_BYTES)
         if len(spans) == 1 and spans[0][1] == size:
-            pair, rkey = self._pair, connection.remote_rkey
-            pair.post_write(rkey, spans[0][0], memoryview(data))
-            connection.published(
-                pair.publish(rkey, connection.alert_token, *connection.take_update())
-            )
+            pair = self._pair
+            pair.post_write(connection.remote_rkey, spans[0][0], memoryview(data))
+            connection.published(pair.publish(*connection.take_post()))
             pair.flush()
             return False
         self._waiting.append(data)
@@ -97,12 +95,10 @@ class WriteQueue:
                 continue
             # The usual case without detours: one whole piece goes to one place.
             ((address, length),) = spans
-            rkey = connection.remote_rkey
-            pair.post_write(rkey, address, memoryview(waiting.popleft()))
+            piece = memoryview(waiting.popleft())
+            pair.post_write(connection.remote_rkey, address, piece)
             self.size -= length
-            connection.published(
-                pair.publish(rkey, connection.alert_token, *connection.take_update())
-            )
+            connection.published(pair.publish(*connection.take_post()))
         self._pair.flush()
         return self.size > 0
 
@@ -138,13 +134,7 @@ class WriteQueue:
         for address, length in spans:
             self._post(connection.remote_rkey, address, length)
         if connection.update_due:
-            connection.published(
-                pair.publish(
-                    connection.remote_rkey,
-                    connection.alert_token,
-                    *connection.take_update(),
-                )
-            )
+            connection.published(pair.publish(*connection.take_post()))
 
     def _post(self, rkey: int, address: int, length: int) -> None:
         """Write the first bytes that wait to one place."""

@@ -38,11 +38,20 @@ from smcproto.constants import ProducerFlags
 if TYPE_CHECKING:
     from pysmc.core.rmb import RToken
 
-__all__ = ["Connection", "Update"]
+__all__ = ["Connection", "Update", "split_wr_id"]
 
 _REQUESTED = int(ProducerFlags.CONSUMER_UPDATE_REQUESTED) << 8
 _FAILOVER = int(ProducerFlags.FAILOVER_VALIDATION) << 8
 _STATE_FLAGS = DONE | CLOSED | ABORTED
+
+
+def split_wr_id(wr_id: int) -> tuple[int, int]:
+    """Take a publish's wr_id apart, as a completion brings it back.
+
+    Returns:
+        (our alert token, sequence of the update).
+    """
+    return wr_id & 0xFFFFFFFF, wr_id >> 32
 
 
 class Connection(EndingConnection):
@@ -69,8 +78,12 @@ class Connection(EndingConnection):
 
         Reference: RFC 7609 section 3.5.2.4 and A.2.2.
         """
-        self._peer_ring = ring = Ring(rmbe_bytes)
-        self._producer = ring.pack(0)
+        tuning = self._tuning
+        self._peer_ring = ring = Ring(tuning.element(rmbe_bytes))
+        begin = tuning.first_wrap * ring.capacity
+        self._tx_produced = self._tx_acked = self._tx_completed = begin
+        self._tx_announced = begin
+        self._producer = ring.pack(begin)
         # With less than this free at once, and more on its way, a claim waits.
         self._least_claim = min(ring.capacity, self._sndbuf_bytes) >> 1
         self.peer_token = alert_token
@@ -192,11 +205,12 @@ class Connection(EndingConnection):
 
     # Updates
 
-    def take_update(self) -> Update:
-        """Give the whole state for one update; publish it at once.
+    def take_post(self) -> tuple[int, int, int, int, int, int, int]:
+        """Give the arguments of `QueuePair.publish`; post them at once.
 
         Returns:
-            (sequence, alert token, producer, consumer, flags).
+            (rkey, wr_id, sequence, alert token, producer, consumer, flags). The wr_id
+            names this very publish: `split_wr_id` takes it apart.
 
         Call `published` afterwards.
         """
@@ -214,12 +228,18 @@ class Connection(EndingConnection):
         if self._ours_ended:
             self._final_taken = True
         return (
+            self.remote_rkey,
+            sequence << 32 | self.alert_token,
             sequence,
             self.peer_token,
             self._producer,
             self._consumer,
             self._flags,
         )
+
+    def take_update(self) -> Update:
+        """Give the five fields of `take_post` that the peer gets."""
+        return self.take_post()[2:]
 
     def published(self, completed: bool) -> None:  # noqa: FBT001 - publish()'s answer
         """Record how the publish went.
@@ -231,14 +251,27 @@ class Connection(EndingConnection):
             # Those before it have completed too, whatever is still to be told of them.
             self._tx_completed = self._tx_produced
         else:
-            self._posted.append(self._tx_produced)
+            self._posted.append((self._sequence, self._tx_produced))
 
-    def publish_completed(self) -> int:
-        """Record that the oldest uncompleted publish has completed."""
-        if not self._posted:
+    def publish_completed(self, sequence: int | None = None) -> int:
+        """Record that a publish has completed.
+
+        Those before it have completed too, whether that was told or not. What is told
+        twice, or was never posted, is ignored: drivers have such faults.
+
+        Args:
+            sequence: Which one, 16 bits; None for the oldest that is open.
+        """
+        posted = self._posted
+        if not posted:
             return News.NOTHING
         before = self.writable
-        self._tx_completed = max(self._tx_completed, self._posted.popleft())
+        if sequence is not None and posted[0][0] != sequence:
+            if all(entry[0] != sequence for entry in posted):
+                return News.NOTHING
+            while posted[0][0] != sequence:
+                posted.popleft()
+        self._tx_completed = max(self._tx_completed, posted.popleft()[1])
         # A claim may be waiting for more, though there was a little.
         grew = before <= self._least_claim and self.writable > before
         return News.SPACE if grew else News.NOTHING

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.core.close import ENDED, JOINT, SIDE, CloseInput, Side
 from pysmc.core.cursor import Ring
+from pysmc.core.tuning import AS_SPECIFIED
 from smcproto.constants import ConnectionStateFlags, ProducerFlags
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pysmc.core.link_group import LinkGroup
     from pysmc.core.rmb import Rmb
     from pysmc.core.roles import Role
+    from pysmc.core.tuning import Tuning
     from pysmc.errors import SmcError
 
 __all__ = ["ABORTED", "BLOCKED", "CLOSED", "DONE", "EndingConnection", "Update"]
@@ -45,6 +47,7 @@ class EndingConnection:
         rmb: Our memory; one connection each, as Linux does it.
         alert_token: What the peer has to put into its updates, 32 bits, not 0.
         sndbuf_bytes: Most bytes that may be published but not completed.
+        tuning: Where counters begin, and how small elements are.
     """
 
     __slots__ = (
@@ -72,6 +75,7 @@ class EndingConnection:
         "_rx_reported",
         "_sequence",
         "_sndbuf_bytes",
+        "_tuning",
         "_tx_acked",
         "_tx_announced",
         "_tx_completed",
@@ -101,6 +105,7 @@ class EndingConnection:
         rmb: Rmb,
         alert_token: int,
         sndbuf_bytes: int,
+        tuning: Tuning = AS_SPECIFIED,
     ) -> None:
         self.role = role
         self.group = group
@@ -114,13 +119,15 @@ class EndingConnection:
         # True when the peer broke a rule: it may go on writing into our memory.
         self.suspect = False
 
-        self._ring = Ring(rmb.length)
+        self._tuning = tuning
+        self._ring = Ring(tuning.element(rmb.length))
+        begin = tuning.first_wrap * self._ring.capacity
         # Tell the peer of read bytes when an eighth of the element is free again: it
         # never runs dry, and few updates are needed (performance: flat from 1/2 on).
         self._update_step = max(1, self._ring.capacity >> 3)
-        self._rx_produced = 0
-        self._rx_consumed = 0
-        self._rx_reported = 0
+        self._rx_produced = begin
+        self._rx_consumed = begin
+        self._rx_reported = begin
 
         self._peer_ring: Ring | None = None
         self.peer_token = 0
@@ -130,13 +137,14 @@ class EndingConnection:
         self._tx_produced = 0
         self._tx_acked = 0
         self._tx_completed = 0
-        self._posted: deque[int] = deque()
+        # (sequence, position) of the publishes whose completion is to come.
+        self._posted: deque[tuple[int, int]] = deque()
 
         self.update_due = False
-        self._sequence = 0
+        self._sequence = tuning.first_sequence
         self._flags = 0
         self._final_taken = False
-        self._peer_sequence = 0
+        self._peer_sequence = tuning.first_sequence
         self._peer_producer = 0
         self._peer_consumer = 0
         self._peer_flags = 0
@@ -144,7 +152,7 @@ class EndingConnection:
         # The cursors as they were announced last, packed: usually one of them stands.
         self._tx_announced = 0
         self._producer = 0
-        self._consumer = self._ring.pack(0)
+        self._consumer = self._ring.pack(begin)
         self._least_claim = 0
         self._ours = Side.OPEN
         self._peer = Side.OPEN
@@ -201,6 +209,11 @@ class EndingConnection:
         space = ring.capacity - (produced - self._tx_acked)
         unsent = self._sndbuf_bytes - (produced - self._tx_completed)
         return space if space < unsent else unsent
+
+    @property
+    def oldest_post(self) -> tuple[int, int] | None:
+        """What names the oldest publish that has not completed, if there is one."""
+        return self._posted[0] if self._posted else None
 
     @property
     def peer_done(self) -> bool:

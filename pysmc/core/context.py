@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.core.events import LimitReached
 from pysmc.core.timers import Timers
+from pysmc.core.tuning import AS_SPECIFIED, Tuning
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,6 +67,8 @@ class Context:
     timers: Timers[tuple[str, Any]] = field(default_factory=Timers)
     handshakes: set[Handshake] = field(default_factory=set)
     """Those in progress."""
+    tuning: Tuning = AS_SPECIFIED
+    """How connections begin."""
     excess: Counter[str] = field(default_factory=Counter)
     """How often each limit was exceeded."""
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pysmc.core.link import Link
     from pysmc.core.link_group import LinkGroup
     from pysmc.core.tokens import TokenSource
+    from pysmc.core.tuning import Tuning
     from pysmc.reasons import Reason
     from smcproto import llc
 
@@ -99,6 +100,15 @@ class Endpoint:
     def excess(self) -> Mapping[str, int]:
         """How often each limit was exceeded, by its name."""
         return self._context.excess
+
+    @property
+    def tuning(self) -> Tuning:
+        """How connections begin; only simulations change it, and at both ends alike."""
+        return self._context.tuning
+
+    @tuning.setter
+    def tuning(self, tuning: Tuning) -> None:
+        self._context.tuning = tuning
 
     def has_room(self) -> bool:
         """Whether another handshake may begin; if not, stay on TCP (LIMIT)."""
@@ -358,10 +368,30 @@ class Endpoint:
     def _test_due(self, link: Link, now: float) -> None:
         interval = self._context.config.test_link_interval
         quiet_until = link.last_received + interval
-        if quiet_until <= now:
+        is_overdue = self._is_overdue(link)
+        if is_overdue and link.is_suspect:
+            self.link_down(link, "timed out", "a post was never completed", now)
+            return
+        link.is_suspect = is_overdue
+        if quiet_until <= now or is_overdue:
             self._keeper.flows[link.group].test_link(link, now)
             quiet_until = now + interval
         self._context.timers.set(("test link", link), quiet_until)
+
+    @staticmethod
+    def _is_overdue(link: Link) -> bool:
+        """Tell whether a publish has been open since the last look.
+
+        A fabric answers every post, or its link goes down. One that does neither is
+        not to be trusted: it is given one more interval, and an answer to TEST LINK.
+        """
+        before = link.open_posts
+        link.open_posts = {
+            connection.alert_token: connection.oldest_post
+            for connection in link.group.connections.values()
+            if connection.link is link and connection.oldest_post is not None
+        }
+        return any(before.get(token) == post for token, post in link.open_posts.items())
 
     def _end_group(
         self,

@@ -90,9 +90,11 @@ class Link:
         "group",
         "handle",
         "handshake",
+        "is_suspect",
         "last_received",
         "local",
         "number",
+        "open_posts",
         "remote",
         "state",
         "user_id",
@@ -111,6 +113,10 @@ class Link:
         self.handshake: Handshake | None = None
         self.state = LinkState.INACTIVE
         self.last_received = 0.0
+        # What was posted and had not completed at the last look, by alert token; and
+        # whether something had been open for the whole time between two looks.
+        self.open_posts: dict[int, tuple[int, int]] = {}
+        self.is_suspect = False
 
     def __repr__(self) -> str:
         return f"<Link {self.group.number}.{self.number} {self.state.value}>"

@@ -409,6 +409,7 @@ class Negotiator:
             rmb=rmb,
             alert_token=self._new_token(group.connections),
             sndbuf_bytes=self._config.sndbuf_bytes,
+            tuning=self._context.tuning,
         )
         handshake.connection = connection
         self._keeper.add_connection(connection)

@@ -93,11 +93,14 @@ def test_publishes_that_complete_later_make_room(kit) -> None:
                 connection.link.handle.post_write(
                     connection.remote_rkey, address, bytes(length)
                 )
-            connection.take_update()
+            wr_id = connection.take_post()[1]
             connection.published(completed=False)
-        token = connection.alert_token
-        done = Completion(CompletionKind.PUBLISH, connection.link.handle, wr_id=token)
+        done = Completion(CompletionKind.PUBLISH, connection.link.handle, wr_id=wr_id)
+        stray = done._replace(wr_id=wr_id ^ 1 << 40)
+        driver._take_completions([stray])
+        assert connection.oldest_post is not None
         driver._take_completions([done, done])
+        assert connection.oldest_post is None
         assert handle.news in ([], [News.SPACE])
         connection.handle = ends.client.transport
 

@@ -48,9 +48,9 @@ class Peer:
             spans.append((BASE, count - first))
         return tuple(spans)
 
-    def take_update(self):
+    def take_post(self):
         self.update_due = False
-        return (1, 2, self.produced, 0, 0)
+        return (self.remote_rkey, 9, 1, 2, self.produced, 0, 0)
 
     def published(self, completed: bool) -> None:
         assert completed

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysmc.core.connection import Connection
+from pysmc.core.connection import Connection, split_wr_id
 from pysmc.core.events import News
 from pysmc.core.rmb import Rmb, RToken
 from pysmc.core.roles import Role
@@ -214,6 +214,27 @@ def test_a_completion_at_once_covers_those_before_it(make_duo: type[Duo]) -> Non
     assert duo.left.writable == 8
     assert duo.left.publish_completed() == News.NOTHING
     assert duo.left.writable == 8
+
+
+def test_a_completion_names_its_publish(make_duo: type[Duo]) -> None:
+    duo = make_duo(right_bytes=64, sndbuf_bytes=12)
+    named = []
+    for _ in range(3):
+        duo.left.claim(4)
+        post = duo.left.take_post()
+        duo.left.published(completed=False)
+        assert post[0] == duo.left.remote_rkey
+        named.append(split_wr_id(post[1]))
+    assert named == [(duo.left.alert_token, number) for number in (1, 2, 3)]
+    assert duo.left.oldest_post == (1, 4)
+    assert duo.left.publish_completed(9) == News.NOTHING, "nobody posted it"
+    assert duo.left.writable == 0
+    assert duo.left.publish_completed(2) == News.SPACE, "what was before it too"
+    assert duo.left.writable == 8
+    assert duo.left.publish_completed(2) == News.NOTHING, "told twice"
+    assert duo.left.publish_completed(1) == News.NOTHING, "told late"
+    assert duo.left.writable == 8
+    assert duo.left.oldest_post == (3, 12)
 
 
 def test_nothing_can_be_written_after_the_end(duo: Duo) -> None:

@@ -231,6 +231,23 @@ def test_the_whole_handshake_is_bounded() -> None:
     assert client.is_over
 
 
+@pytest.mark.parametrize("is_told_at_last", [True, False])
+def test_a_post_that_is_never_completed_ends_its_link(is_told_at_last: bool) -> None:
+    pair = CorePair(publish_later=True)
+    client, _ = pair.establish()
+    pair.hold("publish", pair.client)
+    pair.write(pair.client, client, b"x")
+    pair.advance(61)
+    assert client.link.is_suspect
+    assert not pair.client.lost, "it has one more interval"
+    if is_told_at_last:
+        pair.release("publish")
+    pair.advance(60)
+    assert client.link.is_active is is_told_at_last
+    assert bool(pair.client.lost) is not is_told_at_last
+    assert not client.link.is_suspect or not is_told_at_last
+
+
 # The end
 
 

@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -109,8 +110,32 @@ def facts() -> dict[str, Any]:
     return {
         "held": held,
         "traced": tracemalloc.get_traced_memory()[0],
+        "blocks": sys.getallocatedblocks(),
+        "heap": heap_in_use(),
         "rss": int(size) * os.sysconf("SC_PAGESIZE"),
     }
+
+
+class Mallinfo(ctypes.Structure):
+    """What mallinfo2(3) gives."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def heap_in_use() -> int:
+    """Tell how many bytes of C's heap are in use; 0 where that cannot be asked."""
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return 0
+    ask.restype = Mallinfo
+    info = ask()
+    return int(info.uordblks + info.hblkhd)
 
 
 class Server:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 # In the order in which they import each other.
-MODULES = ("target", "wire_checker", "kit", "targets_wire")
+MODULES = ("target", "wire_checker", "kit", "targets_wire", "in_path")
 
 
 def _load(name: str) -> None:

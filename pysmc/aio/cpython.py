@@ -17,6 +17,7 @@ from asyncio import base_events, constants, sslproto, transports, trsock
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import collections
     import socket
     import ssl
     from collections.abc import Callable
@@ -25,13 +26,18 @@ __all__ = [
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
+    "callback_owner",
     "check_sendfile",
     "close_waiter",
     "detach",
+    "disown_transports",
+    "forget_pending",
     "guard_protocol",
     "is_of_asyncio",
     "is_served",
+    "next_timer",
     "own_descriptor",
+    "ready_handles",
     "replace_transport",
     "sendfile_by_fallback",
     "start_tls_of_asyncio",
@@ -96,6 +102,13 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
         "server_hostname", "ssl_handshake_timeout", "ssl_shutdown_timeout",
     ),
     "asyncio.trsock.TransportSocket": ("self", "sock"),
+    # A simulated loop: has no pipe to itself, and another order of what is ready.
+    "asyncio.SelectorEventLoop._make_self_pipe": ("self",),
+    "asyncio.SelectorEventLoop._close_self_pipe": ("self",),
+    "asyncio.SelectorEventLoop._write_to_self": ("self",),
+    "asyncio.SelectorEventLoop._process_events": ("self", "event_list"),
+    "asyncio.Handle._callback": (),
+    "asyncio.Task._log_destroy_pending": (),
 }  # fmt: skip
 """Dotted name to the parameters that we rely on (more may exist)."""
 
@@ -162,6 +175,47 @@ def unwatch(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 def transport_socket(sock: socket.socket) -> Any:
     """Wrap a socket as ``get_extra_info("socket")`` gives it."""
     return trsock.TransportSocket(sock)
+
+
+def ready_handles(loop: Any) -> collections.deque[asyncio.Handle]:
+    """Give what a loop of asyncio's runs in its next turn; to look and to reorder."""
+    handles: collections.deque[asyncio.Handle] = loop._ready  # noqa: SLF001
+    return handles
+
+
+def next_timer(loop: Any) -> float | None:
+    """Tell when the next timer of a loop of asyncio's rings, None when none is set."""
+    timers: list[asyncio.TimerHandle] = loop._scheduled  # noqa: SLF001
+    if not timers:
+        return None
+    if not timers[0].cancelled():
+        return timers[0].when()
+    living = (timer.when() for timer in timers if not timer.cancelled())
+    return min(living, default=None)
+
+
+def callback_owner(handle: asyncio.Handle) -> Any:
+    """Give the object whose method a handle calls: of a task's step, the task."""
+    callback = handle._callback  # type: ignore[attr-defined]  # noqa: SLF001
+    return getattr(callback, "__self__", None)
+
+
+def disown_transports(loop: Any) -> None:
+    """Let all transports of a loop be collected without a word, and without closing.
+
+    For a loop whose process has ended, as far as anybody else can tell.
+    """
+    for transport in list(loop._transports.values()):  # noqa: SLF001
+        tls = getattr(transport.get_protocol(), "_app_transport", None)
+        if tls is not None:
+            tls._closed = True  # noqa: SLF001
+        transport._closing = True  # noqa: SLF001
+        transport._sock = None  # noqa: SLF001
+
+
+def forget_pending(task: asyncio.Task[Any]) -> None:
+    """Let a task that will never go on be collected without a word."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 _Guard: Any = base_events._SendfileFallbackProtocol  # type: ignore[attr-defined]  # noqa: SLF001

@@ -20,7 +20,8 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pysmc.aio.identity import RandomTokens, host_name, new_peer_id
+from pysmc.aio.admission import Admission
+from pysmc.aio.identity import SYSTEM, RandomTokens, host_name, new_peer_id
 from pysmc.aio.negotiation import Outcome
 from pysmc.aio.pump import Pump
 from pysmc.core.endpoint import Endpoint, Identity
@@ -36,7 +37,9 @@ from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator
+    import random
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from pysmc.aio.devices import Opener
     from pysmc.aio.transport_end import EndingTransport
@@ -88,6 +91,8 @@ class Driver(Pump):
             allows; only then does the driver arm the devices itself.
         opener: Opens the devices; None is `pysmc.fabric.open_device`.
         clock: Tells the time in seconds; it never goes back.
+        entropy: Where random numbers come from.
+        discovery: Recognises peers; None is `pysmc.discovery.Discovery`.
     """
 
     def __init__(
@@ -97,25 +102,39 @@ class Driver(Pump):
         watch: Callable[[Driver, Device], None] | None = None,
         opener: Opener | None = None,
         clock: Callable[[], float] = time.monotonic,
+        entropy: random.Random = SYSTEM,
+        discovery: Discovery | None = None,
     ) -> None:
         super().__init__(loop, config, opener, clock)
         self.config = config
-        self.discovery = Discovery(loop, config)
-        self.lookup = _quick_lookup(config)
+        self.discovery = discovery or Discovery(loop, config)
+        self.lookup = _quick_lookup(config) if discovery is None else None
         """Tells alone whether a port has a beacon; None where that is not enough to
         know that a destination is plain."""
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
-        self.transports: weakref.WeakSet[EndingTransport] = weakref.WeakSet()
+        # In the order in which they were made, as a set would not be.
+        self.transports: weakref.WeakKeyDictionary[EndingTransport, None] = (
+            weakref.WeakKeyDictionary()
+        )
         self._watch = watch
+        self._entropy = entropy
         self._arms_itself = watch is None
-        self._negotiations = 0
+        self.admission = Admission(config)
+        """Counts negotiations, and what goes beyond the limits."""
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
         _living.add(self)
 
     def __repr__(self) -> str:
         state = "closed" if self.is_closed else f"links={len(self.up)}"
-        return f"<Driver {state} fabrics={list(self._devices.by_name)}>"
+        excess = "".join(f" {name}+{count}" for name, count in self.excess.items())
+        return f"<Driver {state} fabrics={list(self._devices.by_name)}{excess}>"
+
+    @property
+    def excess(self) -> dict[str, int]:
+        """How often each limit was exceeded, by its name."""
+        core = {} if self._endpoint is None else self._endpoint.excess
+        return {**self.admission.excess, **core}
 
     # Who may use it
 
@@ -147,22 +166,16 @@ class Driver(Pump):
 
     def has_room(self) -> bool:
         """Whether another negotiation may begin."""
-        return self._negotiations < self.config.max_handshakes
+        return self.admission.has_room()
 
     def limit_reason(self) -> Reason:
-        """Say that no further negotiation may begin."""
-        limit = self.config.max_handshakes
-        return reason("LIMIT", "local", f"max_handshakes is {limit}.")
+        """Say, and count, that no further negotiation may begin."""
+        return self.admission.over("max_handshakes")
 
-    @contextlib.contextmanager
-    def negotiating(self) -> Iterator[None]:
-        """Count a negotiation while it lasts."""
+    def negotiating(self, host: str | None = None) -> AbstractContextManager[None]:
+        """Count a negotiation while it lasts; see `Admission.negotiating`."""
         self.check_owner()
-        self._negotiations += 1
-        try:
-            yield
-        finally:
-            self._negotiations -= 1
+        return self.admission.negotiating(host)
 
     def on_tcp(self, role: str, why: Reason | None) -> Outcome:
         """Give the outcome of a connection that is plain TCP.
@@ -219,7 +232,7 @@ class Driver(Pump):
         """
         self.check_owner()
         if self._endpoint is None:
-            identity = Identity(new_peer_id(), host_name())
+            identity = Identity(new_peer_id(self._entropy), host_name())
             offers = self._devices.open(identity.peer_id)
             why = self._devices.why_none()
             if why is not None and why.name == "LIMIT":
@@ -228,14 +241,17 @@ class Driver(Pump):
             for device in self.devices:
                 self._attend(device)
             # Without a device it can still decline, where a peer expects CLC.
-            tokens = RandomTokens()
+            tokens = RandomTokens(self._entropy)
             self._endpoint = Endpoint(identity, offers, self.config, tokens)
         return self.no_device
 
-    def refusal(self) -> Reason | None:
+    def refusal(self, host: str | None = None) -> Reason | None:
         """Tell why a peer of the static list has to be declined now, if so.
 
         It speaks CLC in any case, so its connection can be neither ignored nor TCP.
+
+        Args:
+            host: The peer's numeric address, when it is our client.
 
         Raises:
             ConnectionReset: There are so many that not even a Decline is affordable.
@@ -244,11 +260,11 @@ class Driver(Pump):
         if self._endpoint is None:
             message = f"there is nothing left to answer the peer with: {why}"
             raise ConnectionReset(message)
-        if why is None and self._negotiations > self.config.max_handshakes:
-            why = self.limit_reason()
-        if self._negotiations > 2 * self.config.max_handshakes:
+        if self.admission.exceeded(host, times=2):
             message = "too many handshakes are in progress to decline another one"
             raise ConnectionReset(message)
+        if why is None and (limit := self.admission.exceeded(host)):
+            why = self.admission.over(limit)
         return why
 
     def _attend(self, device: Device) -> None:
@@ -259,6 +275,10 @@ class Driver(Pump):
         self.loop.add_reader(device.fileno(), self.pump_armed, device)
         if not device.arm():
             self.loop.call_soon(self.pump_armed, device)
+
+    def limit_reached(self, name: str, limit: int) -> None:
+        """Log that the core found a limit exceeded."""
+        self.admission.log(name, limit)
 
     # Listeners and sockets
 
@@ -280,7 +300,7 @@ class Driver(Pump):
             return self.no_device or found
         if self.discovery.lists(conn):
             return None
-        if not self.has_room():
+        if not self.has_room() and not self.admission.may_refuse():
             return self.limit_reason()
         return self.open()
 

@@ -9,10 +9,13 @@ Source: RFC 7609 section 2.1 and A.2.1 (peer ID: 2 bytes instance, 6 bytes MAC).
 
 from __future__ import annotations
 
-import secrets
+import random
 import socket
 
-__all__ = ["RandomTokens", "host_name", "new_peer_id"]
+__all__ = ["SYSTEM", "RandomTokens", "host_name", "new_peer_id"]
+
+SYSTEM = random.SystemRandom()
+"""The operating system's generator, which keeps nothing between two numbers."""
 
 HOST_NAME_BYTES = 32
 """Width of the host name in the first contact extension."""
@@ -21,15 +24,18 @@ _LOCALLY_ADMINISTERED = 0x02
 _MULTICAST = 0x01
 
 
-def new_peer_id() -> bytes:
+def new_peer_id(entropy: random.Random = SYSTEM) -> bytes:
     """Make a peer ID: 2 random bytes and a random, locally administered MAC.
+
+    Args:
+        entropy: Where random numbers come from.
 
     Returns:
         8 bytes.
 
     Reference: RFC 7609 A.2.1.
     """
-    token = bytearray(secrets.token_bytes(8))
+    token = bytearray(entropy.randbytes(8))
     token[2] = (token[2] | _LOCALLY_ADMINISTERED) & ~_MULTICAST
     return bytes(token)
 
@@ -45,16 +51,23 @@ def host_name() -> str:
 
 
 class RandomTokens:
-    """The core's `TokenSource`, from the operating system's generator."""
+    """The core's `TokenSource`.
+
+    Args:
+        entropy: Where random numbers come from.
+    """
+
+    def __init__(self, entropy: random.Random = SYSTEM) -> None:
+        self._entropy = entropy
 
     def psn(self) -> int:
         """Give a first packet sequence number, 24 bits."""
-        return secrets.randbits(24)
+        return self._entropy.getrandbits(24)
 
     def alert_token(self) -> int:
         """Give an alert token, 32 bits, never 0."""
-        return secrets.randbelow(0xFFFFFFFF) + 1
+        return self._entropy.randrange(0xFFFFFFFF) + 1
 
     def user_id(self) -> int:
         """Give a link user ID, 32 bits."""
-        return secrets.randbits(32)
+        return self._entropy.getrandbits(32)

@@ -108,8 +108,12 @@ class Loop(asyncio.SelectorEventLoop):
         self._announcements: dict[
             int, tuple[weakref.ref[socket.socket], Announcement]
         ] = {}
-        self._fabric_selector = FabricSelector(self.config.busy_poll_us)
+        self._fabric_selector = self._make_selector()
         super().__init__(self._fabric_selector)
+
+    def _make_selector(self) -> FabricSelector:
+        """Make the selector; a loop of another world gives it another kernel."""
+        return FabricSelector(self.config.busy_poll_us)
 
     @property
     def driver(self) -> Driver:

@@ -20,6 +20,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core.events import News
+from pysmc.discovery.rendezvous import Refusal
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
 from pysmc.reasons import Reason
 
@@ -105,7 +106,7 @@ async def negotiate_client(
         if found.verdict is None and not driver.has_room():
             # There was room before the connect, but others have connected as well. A
             # peer that is listed already waits for CLC, so it is not asked again.
-            driver.discovery.settle_tcp(found)
+            driver.discovery.settle_tcp(found, Refusal.LIMIT)
             return driver.on_tcp("client", driver.limit_reason())
         with driver.negotiating():
             is_listed = found.verdict is not None
@@ -133,13 +134,18 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
         The same errors as `negotiate_client`.
     """
     try:
+        if driver.discovery.lists(conn):
+            host = conn.getpeername()[0]
+            with driver.negotiating(host):
+                refusal = driver.refusal(host)
+                return await Negotiation(driver, conn, "server").run(refusal)
+        instead = None if driver.has_room() else driver.limit_reason()
         with driver.negotiating():
-            is_listed = driver.discovery.lists(conn)
-            verdict = await driver.discovery.confirm(conn)
+            verdict = await driver.discovery.confirm(conn, instead=instead)
             if not verdict.smc:
                 return driver.on_tcp("server", verdict.reason)
-            refusal = driver.refusal() if is_listed else None
-            return await Negotiation(driver, conn, "server").run(refusal)
+            negotiation = Negotiation(driver, conn, "server", verdict.process)
+            return await negotiation.run()
     except BaseException:
         conn.close()
         raise
@@ -152,12 +158,15 @@ class Negotiation:
         driver: Of the running loop.
         sock: The TCP socket; it stays the caller's.
         role: "client" or "server".
+        process: Number of the peer's process, for a client on this host. Who claims
+            the peer ID of another process does not share its link groups then.
     """
 
     __slots__ = (
         "_driver",
         "_handshake",
         "_outbox",
+        "_process",
         "_reading",
         "_result",
         "_sock",
@@ -170,8 +179,15 @@ class Negotiation:
         "salvaged",
     )
 
-    def __init__(self, driver: Driver, sock: socket.socket, role: str) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        sock: socket.socket,
+        role: str,
+        process: int | None = None,
+    ) -> None:
         self._driver = driver
+        self._process = process
         self._sock = sock
         self.role = role
         self.connection: Connection | None = None
@@ -207,9 +223,10 @@ class Negotiation:
         except OSError as error:
             gone = "the TCP connection ended before the SMC handshake"
             raise ConnectionReset(gone) from error
-        self._handshake = handshake = begin(peer, driver.time(), refusal)
+        key = peer if self._process is None else (peer, self._process)
+        self._handshake = handshake = begin(key, driver.time(), refusal)
         handshake.handle = self
-        driver.negotiations.add(self)
+        driver.negotiations[self] = None
         try:
             driver.settle()
             self.watch()
@@ -220,7 +237,7 @@ class Negotiation:
             raise
         finally:
             self._stop()
-            driver.negotiations.discard(self)
+            driver.negotiations.pop(self, None)
         if self.connection is not None:
             if self.error is not None and not (self.salvaged or self.peer_done):
                 self.drop()

@@ -81,7 +81,7 @@ class SmcTransport(ReadingTransport):
         if self._released:
             # Lost between the verdict and now: give back what it may still hold.
             driver.end(self._connection, abort=True)
-        driver.transports.add(self)
+        driver.transports[self] = None
         loop = self._loop
         loop.call_soon(protocol.connection_made, self)
         loop.call_soon(self._start)

@@ -87,16 +87,21 @@ class SimNetwork:
 
     # --- driving -------------------------------------------------------------------
 
-    def device(self, peer_id: bytes) -> SimDevice:
+    def device(
+        self,
+        peer_id: bytes,
+        make: Callable[[SimNetwork, bytes], SimDevice] = SimDevice,
+    ) -> SimDevice:
         """Open a device.
 
         Args:
             peer_id: 8 bytes, not in use in this network.
+            make: Makes the device, for whoever needs another kind.
         """
         if peer_id in self._devices:
             text = f"peer ID {peer_id.hex()} is in use"
             raise LocalProtocolError(text)
-        device = self._devices[peer_id] = SimDevice(self, peer_id)
+        device = self._devices[peer_id] = make(self, peer_id)
         return device
 
     def advance(self, seconds: float) -> None:

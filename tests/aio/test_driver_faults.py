@@ -145,10 +145,10 @@ def test_a_handshake_that_fails_stops_no_clock(kit, monkeypatch) -> None:
         rung: list[float] = []
         monkeypatch.setattr(driver.endpoint, "handle_timer", rung.append)
         broken = Broken()
-        driver.negotiations.add(broken)
+        driver.negotiations[broken] = None
         driver._timer.cancel()
         driver._ring()
-        driver.negotiations.discard(broken)
+        del driver.negotiations[broken]
         assert len(rung) == 1
         assert driver._timer is not None
 
@@ -166,7 +166,7 @@ def test_a_transport_that_fails_to_leave_keeps_nothing_open(kit) -> None:
         driver = Driver(asyncio.get_running_loop(), Config())
         assert driver.open() is None
         stuck = Stuck()
-        driver.transports.add(stuck)
+        driver.transports[stuck] = None
         driver.close()
         assert driver.is_closed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 
 import pytest
@@ -41,7 +42,18 @@ def test_tokens_are_in_their_ranges() -> None:
 
 
 def test_no_alert_token_is_zero(monkeypatch) -> None:
-    monkeypatch.setattr(identity.secrets, "randbelow", lambda bound: 0)
+    monkeypatch.setattr(identity.SYSTEM, "randrange", lambda bound: 0)
     assert identity.RandomTokens().alert_token() == 1
-    monkeypatch.setattr(identity.secrets, "randbelow", lambda bound: bound - 1)
+    monkeypatch.setattr(identity.SYSTEM, "randrange", lambda bound: bound - 1)
     assert identity.RandomTokens().alert_token() == 0xFFFFFFFF
+
+
+def test_the_same_source_gives_the_same_identity_and_tokens() -> None:
+    def numbers(seed: int) -> list[object]:
+        entropy = random.Random(seed)
+        tokens = identity.RandomTokens(entropy)
+        peer_id = identity.new_peer_id(entropy)
+        return [peer_id, tokens.psn(), tokens.alert_token(), tokens.user_id()]
+
+    assert numbers(1) == numbers(1)
+    assert numbers(1) != numbers(2)

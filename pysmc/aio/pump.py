@@ -73,7 +73,7 @@ class Pump:
         self.loop = loop
         self.time = clock
         """Tells the time as the core knows it, in seconds."""
-        self.negotiations: set[Negotiation] = set()
+        self.negotiations: dict[Negotiation, None] = {}  # in their order
         self.is_forked = False
         self.is_closed = False
         self.up: set[QueuePair] = set()

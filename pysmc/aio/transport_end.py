@@ -312,7 +312,7 @@ class EndingTransport(cpython.FlowControlMixin):
             self._protocol.connection_lost(error)
         finally:
             self._stop_waiting()
-            self._driver.transports.discard(self)
+            self._driver.transports.pop(self, None)
             if self._sock is not None:
                 self._sock.close()
                 self._sock = None

@@ -9,6 +9,7 @@ words around it are written by hand. ``make docs`` writes, ``--check`` only comp
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from dataclasses import MISSING, Field, fields
@@ -88,12 +89,36 @@ def reasons_table(*, advice: bool) -> str:
     return "\n".join(rows)
 
 
+def long_runs_table() -> str:
+    """Render the reports of the long runs, one row each."""
+    rows = [
+        "| run | commit | cases | failures | minutes of all shards | figures |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted((ROOT / "docs/project/long-runs").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        minutes = report["seconds_of_all_shards"] / 60
+        facts = report.get("facts", {})
+        figures = "" if isinstance(facts, list) else _figures(facts)
+        rows.append(
+            f"| [{report['name']}]({path.name}) | `{report['commit'][:9]}` "
+            f"| {report['cases']:,} | {report['failures']} | {minutes:.1f} "
+            f"| {figures} |"
+        )
+    return "\n".join(rows)
+
+
+def _figures(facts: dict[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(facts.items()))
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "config-main": lambda: config_table("main"),
     "config-waits": lambda: config_table("wait"),
     "config-limits": lambda: config_table("limit"),
     "reasons-short": lambda: reasons_table(advice=False),
     "reasons": lambda: reasons_table(advice=True),
+    "long-runs": long_runs_table,
 }
 
 

@@ -65,6 +65,8 @@ class End:
         """Whether the program's own patience was over."""
         self.is_done = False
         """Whether its program has ended."""
+        self.talk: Talk | None = None
+        """What its program holds, once there is a connection."""
 
     def join(self, peer: End) -> None:
         """Learn what is to arrive."""
@@ -134,6 +136,12 @@ class End:
         if self.error is None:
             self.error = error
 
+    def leave(self, task: asyncio.Task[None]) -> None:
+        """The program's task has ended; perhaps before its first step."""
+        if task.cancelled() and self.talk is not None and not self.has_closed:
+            self.talk.abort()
+        self.is_done = True
+
     def expects_nothing(self) -> None:
         """Check at the end that nothing is owed.
 
@@ -199,6 +207,7 @@ class _Waiting(Talk):
 
     def __init__(self, end: End, loop: asyncio.AbstractEventLoop) -> None:
         self.end = end
+        end.talk = self
         self._loop = loop
         self._arrived = 0
         self._is_held = False
@@ -336,6 +345,7 @@ class StreamTalk(Talk):
 
     def __init__(self, end: End, loop: asyncio.AbstractEventLoop) -> None:
         self.end = end
+        end.talk = self
         self._loop = loop
         self._reader = asyncio.StreamReader(limit=BACKLOG_BYTES, loop=loop)
         self.protocol = _NotingProtocol(end, self._reader, loop)

@@ -225,18 +225,18 @@ class Town:
         self.is_open = True
         self._by_name: dict[tuple[str, int], Talking] = {}
         self._listeners: dict[int, Any] = {}
-        self._doors: list[asyncio.Task[Any]] = []
 
     def open(self) -> None:
         """Listen, and begin the calls."""
         for number in {each.conversation.listener for each in self.talkings}:
             process = self.processes[number]
             self._listeners[number] = process.listen(port=1000 + number)
-            self._doors.append(process.start(self._serve(number)))
+            process.start(self._serve(number), "serve")
         for talking in self.talkings:
             caller = self.processes[talking.conversation.caller]
             task = caller.start(self._call(talking, caller), f"call {talking.number}")
             talking.task = task
+            task.add_done_callback(talking.client.leave)
             step = talking.conversation.client.cancel_step
             if step:
                 caller.cancel_at(task, step)
@@ -249,9 +249,17 @@ class Town:
     def close_servers(self) -> None:
         """Accept no more callers."""
         self.is_open = False
-        for number, server in self.servers.items():
-            if self.processes[number].is_alive:
-                server.close()
+        for number in self.servers:
+            self.close_server(number)
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no task is left, of the programs or of the library."""
+        return not any(process.waiting_tasks() for process in self.processes)
+
+    def caller(self, name: tuple[str, int]) -> Talking | None:
+        """Find the conversation of a client's socket."""
+        return self._by_name.get(name)
 
     def close_server(self, number: int) -> None:
         """Accept no more callers at one process."""
@@ -281,6 +289,7 @@ class Town:
             f"answer {talking.number}",
         )
         talking.server_task = task
+        task.add_done_callback(talking.server.leave)
         if script.cancel_step:
             process.cancel_at(task, script.cancel_step)
 
@@ -307,12 +316,11 @@ class Town:
             talk = await self._dial(talking, caller)
         except OSError as error:
             end.note_error(error)
-            talking.is_refused = True
         except asyncio.CancelledError:
-            talking.is_refused = True
+            # Whatever was made meanwhile, the library has aborted.
+            end.has_finished = end.has_closed = end.has_aborted = True
         finally:
-            if talk is None:
-                talking.is_refused = end.is_done = True
+            talking.is_refused = talk is None
         if talk is not None:
             await self._play(end, conversation.client, talk, caller)
 
@@ -358,9 +366,10 @@ class Town:
         except asyncio.CancelledError:
             talk.abort()
         finally:
+            await self._end(end, script, talk, timer)
             if writer is not None:
                 writer.cancel()
-            await self._end(end, script, talk, timer)
+                await asyncio.wait([writer])
 
     @staticmethod
     async def _end(
@@ -374,7 +383,6 @@ class Town:
             talk.abort()
         finally:
             timer.cancel()
-            end.is_done = True
 
 
 def _lose_patience(end: End, talk: Talk) -> None:

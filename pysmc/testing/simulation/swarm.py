@@ -1,0 +1,319 @@
+"""A swarm: thousands of drawn worlds, each played and judged.
+
+`draw` makes a `Spec` of a seed: who there is, how they are configured, what they say to
+each other, what goes wrong. `play` plays one and gives its `Outcome`. A run is good
+when nothing that was promised was broken:
+
+* what `pysmc.testing.simulation.talk` notes: right bytes, honest ends, one end each;
+* whoever no fault could hurt has succeeded, completely and without an error;
+* everybody came to an end by the library's own waits, not by the program's patience;
+* no loop reported an error, all invariants hold, and nothing is left at the end.
+
+Source: RFC 7609 sections 3.5.1.6.4, 4.6 and 4.8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from pysmc.config import KIB, Config
+from pysmc.core.tuning import AS_SPECIFIED, Tuning
+from pysmc.testing.simulation.faults import Fault, apply, draw_fault
+from pysmc.testing.simulation.workload import Conversation, Town, draw_conversation
+from pysmc.testing.simulation.world import Stuck, TooManySteps, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pysmc.testing.simulation.process import Process
+    from pysmc.testing.simulation.workload import Talking
+
+__all__ = ["Outcome", "Spec", "draw", "play", "run_seed"]
+
+STEPS_MAX = 400_000
+"""A run with more steps never rests."""
+SETTLE_SECONDS = 120.0
+FAULTS_WEIGHTS = ((0, 15), (1, 40), (2, 25), (3, 12), (4, 8))
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One world to play."""
+
+    seed: int
+    configs: tuple[Config, ...]
+    """Of each process."""
+    conversations: tuple[Conversation, ...]
+    faults: tuple[Fault, ...] = ()
+    tuning: Tuning = AS_SPECIFIED
+    newest_only: bool | None = None
+    """How updates travel; None lets the seed decide."""
+    shuffle: bool = True
+    tcp_delay: float = 0.0
+    """Seconds that each TCP segment takes."""
+    tcp_piece_bytes: int = 0
+    tcp_buffer_bytes: int = 0
+    """Size of TCP's buffers, 0 for what is usual."""
+    rests: bool = False
+    """Whether to wait until every link group has ended by itself."""
+    check_every: int = 16
+    """Steps between two looks at all invariants."""
+
+    def __str__(self) -> str:
+        plan = "; ".join(map(str, self.faults)) or "no fault"
+        return (
+            f"{len(self.configs)} processes, {len(self.conversations)} conversations,"
+            f" {plan}"
+        )
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run went."""
+
+    seed: int
+    problems: list[str] = field(default_factory=list)
+    """What was broken; none in a good run."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """How often what happened: modes, endings, faults."""
+    steps: int = 0
+    seconds: float = 0.0
+    """Simulated."""
+    digest: str = ""
+    """Of the trace, where there is one, else of the figures."""
+    trace: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was broken."""
+        return not self.problems
+
+    def count(self, name: str) -> None:
+        """Count something."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
+# Drawing
+
+
+def draw(seed: int) -> Spec:
+    """Draw a world.
+
+    Args:
+        seed: Decides everything.
+    """
+    rng = random.Random(f"{seed} swarm")
+    count = rng.choice((2, 2, 2, 3))
+    shared = _draw_waits(rng)
+    configs = tuple(_draw_config(rng, shared) for _ in range(count))
+    tuning = _draw_tuning(rng)
+    piece = rng.choice((0, 0, 0, 0, 0, 7, 100))
+    # What takes thousands of steps tells no more than what takes hundreds.
+    most = 40 * min(tuning.element_bytes or 1250, piece or 1250)
+    talks = rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 6, 8))
+    pace = rng.choice((0.01, 0.3, 3.0, 30.0))
+    conversations = tuple(
+        draw_conversation(rng, count, most_bytes=most, pace=pace) for _ in range(talks)
+    )
+    numbers, weights = zip(*FAULTS_WEIGHTS, strict=True)
+    plan = [
+        draw_fault(rng, 60 * talks) for _ in range(rng.choices(numbers, weights)[0])
+    ]
+    return Spec(
+        seed=seed,
+        configs=configs,
+        conversations=conversations,
+        faults=tuple(sorted(plan, key=lambda fault: fault.step)),
+        tuning=tuning,
+        tcp_delay=rng.choice((0.0, 0.0, 0.0, 0.001, 0.02)),
+        tcp_piece_bytes=piece,
+        tcp_buffer_bytes=rng.choice((0, 0, 0, 4096)),
+        rests=rng.random() < 0.3,
+    )
+
+
+def _draw_tuning(rng: random.Random) -> Tuning:
+    return Tuning(
+        element_bytes=rng.choice((0, 0, 0, 0, 0, 16, 17, 64, 1000)),
+        first_wrap=rng.choice((0, 0, 65_530)),
+        first_sequence=rng.choice((0, 0, 65_530)),
+    )
+
+
+def _draw_waits(rng: random.Random) -> dict[str, Any]:
+    """Draw what should be alike at all ends."""
+    confirm_link = rng.choice((0.5, 2.0))
+    return {
+        "confirm_link_server_wait": confirm_link,
+        "confirm_link_client_wait": 2 * confirm_link,
+        "test_link_interval": rng.choice((1.0, 5.0, 30.0)),
+        "fallback": "require" if rng.random() < 0.02 else "allow",
+    }
+
+
+def _draw_config(rng: random.Random, shared: dict[str, Any]) -> Config:
+    return Config(
+        **shared,
+        fabrics=() if rng.random() < 0.05 else ("shm",),
+        discovery=() if rng.random() < 0.03 else ("local",),
+        rmbe_bytes=rng.choice((16, 16, 16, 32)) * KIB,
+        sndbuf_bytes=rng.choice((16, 16, 64)) * KIB,
+        max_connections=rng.choice((16, 255)),
+        max_handshakes=rng.choice((1, 2, 1024, 1024, 1024)),
+        max_link_groups_per_peer=rng.choice((1, 8)),
+        max_idle_rmbs=rng.choice((0, 1, 16)),
+        max_pinned_bytes=rng.choice((1 << 20, 1 << 29)),
+        close_wait=rng.choice((1.0, 10.0)),
+        llc_wait=rng.choice((0.5, 2.0)),
+        idle_group_wait=rng.choice((0.5, 20.0, 600.0)),
+        discovery_wait=rng.choice((0.3, 1.0)),
+    )
+
+
+# Playing
+
+
+def run_seed(seed: int, *, trace: bool = False) -> Outcome:
+    """Draw a world and play it.
+
+    Args:
+        seed: Decides everything.
+        trace: Whether to keep what happened, line by line.
+    """
+    return play(draw(seed), trace=trace)
+
+
+def play(spec: Spec, *, trace: bool = False) -> Outcome:
+    """Play a world and judge it.
+
+    Args:
+        spec: What to play.
+        trace: Whether to keep what happened, line by line.
+    """
+    outcome = Outcome(spec.seed)
+    world = World(
+        spec.seed,
+        shuffle=spec.shuffle,
+        newest_only=spec.newest_only,
+        trace=trace,
+        check_every=spec.check_every,
+    )
+    world.network.tracing = trace
+    town = _make_town(world, spec)
+    try:
+        _run(world, town, spec, outcome)
+    except (Stuck, TooManySteps, AssertionError) as error:
+        outcome.problems.append(f"{type(error).__name__}: {error}")
+    leaks = world.close()
+    _judge(world, town, spec, outcome)
+    outcome.problems += [f"left: {leak}" for leak in leaks]
+    outcome.steps, outcome.seconds = world.steps, world.now
+    outcome.trace = world.trace
+    told = "\n".join(world.trace) if trace else repr((world.steps, world.now))
+    told += repr(sorted(outcome.counts.items())) + repr(outcome.problems)
+    outcome.digest = hashlib.blake2s(told.encode()).hexdigest()[:16]
+    return outcome
+
+
+def _make_town(world: World, spec: Spec) -> Town:
+    names = ("server", "client", "third", "fourth")
+    processes: list[Process] = []
+    for number, config in enumerate(spec.configs):
+        process = world.process(names[number], config)
+        processes.append(process)
+        if spec.tuning is not AS_SPECIFIED and config.fabrics:
+            process.driver.open()
+            process.driver.endpoint.tuning = spec.tuning
+    world.tcp.delay = spec.tcp_delay
+    if spec.tcp_piece_bytes:
+        world.tcp.on_connection = lambda each: each.cut(spec.tcp_piece_bytes)
+    if spec.tcp_buffer_bytes:
+        world.tcp.sndbuf_bytes = world.tcp.rcvbuf_bytes = spec.tcp_buffer_bytes
+    return Town(world, processes, spec.conversations)
+
+
+def _run(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
+    town.open()
+    for fault in spec.faults:
+        world.run(until=_reaches(world, town, fault.step), limit=STEPS_MAX)
+        if town.is_over:
+            break
+        if apply(world, town, fault):
+            outcome.count(f"fault: {fault.kind}")
+    world.run(until=lambda: town.is_over, limit=STEPS_MAX)
+    town.close_servers()
+    # What the library has begun may need its own waits to end.
+    end = world.now + SETTLE_SECONDS
+    world.run(until=lambda: town.is_quiet or world.now > end, limit=STEPS_MAX)
+    if spec.rests:
+        _rest(world, spec, outcome)
+
+
+def _reaches(world: World, town: Town, step: int) -> Callable[[], bool]:
+    return lambda: world.steps + 1 >= step or town.is_over
+
+
+def _rest(world: World, spec: Spec, outcome: Outcome) -> None:
+    """Wait until idle link groups have ended."""
+    longest = max(config.idle_group_wait for config in spec.configs)
+    world.run(until=world.now + longest + 60.0, limit=STEPS_MAX)
+    for process in world.processes:
+        driver: Any = process.made_driver
+        if driver is None or not process.is_alive or not driver.devices:
+            continue
+        if driver.endpoint.groups:
+            outcome.problems.append(f"{process.name}: {driver.endpoint.groups} idle")
+        outcome.count("rested")
+
+
+# Judging
+
+
+def _judge(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
+    outcome.problems += [f"reported: {error}" for error in world.errors]
+    requires = any(config.fallback == "require" for config in spec.configs)
+    for talking in town.talkings:
+        if requires:
+            talking.excuses.append("SMC-R is required")
+        _judge_one(talking, outcome)
+
+
+def _judge_one(talking: Talking, outcome: Outcome) -> None:
+    problems = outcome.problems
+    for end in talking.ends:
+        end.expects_nothing()
+        problems += end.violations
+        if end.is_timed_out and "kill TCP silently" not in talking.excuses:
+            problems.append(f"{end.name}: its patience was over")
+    is_excused = bool(talking.excuses) or talking.conversation.is_rude
+    if talking.is_refused:
+        outcome.count("ended: refused")
+        if not is_excused:
+            problems.append(f"client {talking.number}: {talking.client.error!r}")
+        return
+    outcome.count(f"mode: {talking.client.mode or 'none'}")
+    outcome.count(f"ended: {_ending(talking)}")
+    if is_excused:
+        return
+    for end in talking.ends:
+        if end.error is not None:
+            problems.append(f"{end.name}: {end.error!r}, and nothing could hurt it")
+        elif not end.is_complete:
+            problems.append(f"{end.name}: incomplete, and nothing could hurt it")
+
+
+def _ending(talking: Talking) -> str:
+    if talking.client.is_dead or talking.server.is_dead:
+        return "a process died"
+    if talking.is_complete:
+        return "complete"
+    errors = [end.error for end in talking.ends if end.error is not None]
+    return type(errors[0]).__name__ if errors else "cut short"
+
+
+def without_faults(spec: Spec) -> Spec:
+    """Give the same world with nothing going wrong."""
+    return replace(spec, faults=())

@@ -140,6 +140,8 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
                 refusal = driver.refusal(host)
                 return await Negotiation(driver, conn, "server").run(refusal)
         instead = None if driver.has_room() else driver.limit_reason()
+        if instead is not None and not driver.admission.may_refuse():
+            return driver.on_tcp("server", instead)
         with driver.negotiating():
             verdict = await driver.discovery.confirm(conn, instead=instead)
             if not verdict.smc:

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from pysmc.aio.devices import Devices
 from pysmc.aio.orders import Orders
 from pysmc.core.connection import split_wr_id
-from pysmc.core.events import ConnectionLost, Established, Failed, FellBack, News
+from pysmc.core.events import (
+    ConnectionLost,
+    Established,
+    Failed,
+    FellBack,
+    LimitReached,
+    News,
+)
 from pysmc.errors import FabricError
 from pysmc.fabric.base import CompletionKind, Status
 from smcproto.constants import LLC_V2_FLAG, LlcType
@@ -289,6 +296,12 @@ class Pump:
                 # Without a handle its handshake is not over, and fails by itself.
                 if connection.handle is not None:
                     connection.handle.lose(error)
+            case LimitReached(name, limit):
+                self.limit_reached(name, limit)
+
+    def limit_reached(self, name: str, limit: int) -> None:
+        """The core found a limit exceeded, for the first time."""
+        raise NotImplementedError
 
     def _arm_timer(self) -> None:
         endpoint = self._endpoint

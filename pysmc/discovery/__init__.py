@@ -25,7 +25,7 @@ from pysmc.discovery.address import bound_device, endpoint
 from pysmc.discovery.beacon import BeaconRegistry, Lookup, listener_names
 from pysmc.discovery.local import Mark, Offer
 from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
-from pysmc.discovery.rendezvous import SMC, Users, Verdict
+from pysmc.discovery.rendezvous import SMC, Refusal, Users, Verdict
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import ForkedError
 from pysmc.reasons import Reason, reason
@@ -218,18 +218,25 @@ class Discovery:
             return NO_SYN_KEPT if keeps_syn(conn) else NOT_MARKED
         return True if marked else PEER_NO_SMC
 
-    async def confirm(self, conn: socket.socket) -> Verdict:
+    async def confirm(
+        self, conn: socket.socket, *, instead: Reason | None = None
+    ) -> Verdict:
         """Agree with the client of a connection for which `inspect` returned True.
 
         Takes at most half of ``Config.discovery_wait`` to find the client, and four
         times that wait for the answer of one that was found, because a client that
         answers late is busy and not gone. After a cancellation the client may believe
         that it is on SMC-R: close the connection.
+
+        Args:
+            conn: The accepted socket.
+            instead: The limit that forbids another handshake. The client is told then,
+                so that it need not wait; the verdict is TCP in any case.
         """
         self._check_usable()
         if self.lists(conn):
             return SMC
-        offer = Offer(self._loop, conn, self._users, wait=self._wait)
+        offer = Offer(self._loop, conn, self._users, wait=self._wait, instead=instead)
         self._offers.add(offer)
         try:
             return await offer.verdict()
@@ -308,14 +315,18 @@ class Discovery:
         self._check_usable()
         return await mark.wait()
 
-    def settle_tcp(self, mark: Mark) -> None:
+    def settle_tcp(self, mark: Mark, why: Refusal = Refusal.RAW) -> None:
         """Decide for TCP, because the program uses the socket itself; idempotent.
 
         The server is told as soon as it asks. Also takes the mark off a socket whose
         connect failed, and does so after `close` too.
+
+        Args:
+            mark: The client's.
+            why: Another reason that the server is told.
         """
         self._check_owner()
-        mark.settle_tcp()
+        mark.settle_tcp(why)
 
     # --- life and end ------------------------------------------------------------
 

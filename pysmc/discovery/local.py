@@ -8,8 +8,8 @@ The client listens on an abstract Unix name made of its connection (`connection_
 the process that accepted the connection knows the same name from its own socket and
 connects to it. Then, over that Unix connection::
 
-    server   OFFER  version (1 byte), connection_id     or   REFUSE reason
-    client   GO                                         or   NO reason
+    server   OFFER  version (1 byte), connection_id     or   REFUSE reason (1 byte)
+    client   GO                                         or   NO reason (1 byte)
 
 GO is the commit point, and no party decides for TCP while the other might still decide
 for SMC-R: the server that gives up shuts down its reading end, after which GO cannot be
@@ -26,6 +26,7 @@ import errno
 import os
 import socket
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import connection_id, endpoint, is_local
@@ -42,6 +43,7 @@ from pysmc.discovery.rendezvous import (
     answer_of,
     failed,
     foreign,
+    process_of,
     receive,
     refuse_descriptors,
     refused,
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pysmc.discovery.mark import MarkedSocket
+    from pysmc.reasons import Reason
 
 __all__ = ["Mark", "Offer"]
 
@@ -135,7 +138,7 @@ class Mark:
         self._listener: socket.socket | None = None
         self._conn: socket.socket | None = None
         self._offered = False
-        self._declining = False
+        self._declining: Refusal | None = None
         self._abandoned = False
         self._claim: asyncio.Future[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
@@ -197,7 +200,7 @@ class Mark:
             self._settle(tcp("MARK_LOST", "local", "The socket was closed."))
             return self._decided()
         self._claim = self._loop.create_future()
-        self._declining = False
+        self._declining = None
         self._cancel_unclaimed()
         if self._offered:
             self._answer(sock)
@@ -215,8 +218,12 @@ class Mark:
             self._settle(tcp("MARK_LOST", "local", detail))
         return self._decided()
 
-    def settle_tcp(self) -> None:
-        """Decide for TCP now, and answer NO to an offer that comes later."""
+    def settle_tcp(self, why: Refusal = Refusal.RAW) -> None:
+        """Decide for TCP now, and answer NO to an offer that comes later.
+
+        Args:
+            why: What the server is told.
+        """
         if self.verdict is not None:
             return
         sock = self._sock()
@@ -228,10 +235,10 @@ class Mark:
             self._settle(verdict)
             return
         self.verdict = verdict
-        self._declining = True
+        self._declining = why
         self._cancel_unclaimed()
         if self._offered:
-            self._decline(Refusal.RAW)
+            self._decline(why)
 
     def close(self) -> None:
         """Decide for TCP if nothing is decided, and close everything; idempotent."""
@@ -285,8 +292,8 @@ class Mark:
             self._release()
         elif message == OFFER + bytes([VERSION]) + self._id and not self._offered:
             self._offered = True
-            if self._declining:
-                self._decline(Refusal.RAW)
+            if self._declining is not None:
+                self._decline(self._declining)
             elif self._claim is not None:
                 self._answer(self._sock())
         elif self._offered:
@@ -311,7 +318,7 @@ class Mark:
 
     def _on_unclaimed(self) -> None:
         self._unclaimed = None
-        self._declining = True
+        self._declining = Refusal.RAW
         if self._offered:
             self._decline(Refusal.RAW)
 
@@ -404,6 +411,7 @@ class Offer:
         users: Users,
         *,
         wait: float,
+        instead: Reason | None = None,
     ) -> None:
         """Prepare to look for the client of a connection.
 
@@ -412,11 +420,14 @@ class Offer:
             conn: The accepted TCP socket; it stays the caller's.
             users: Who may be the client.
             wait: The client's ``discovery_wait``, as far as we know it, in seconds.
+            instead: The limit because of which the client gets a refusal, no offer.
         """
         self._loop = loop
         self._conn = conn
         self._users = users
         self._wait_seconds = wait
+        self._instead = instead
+        self._process: int | None = None
         self._id = b""
         self._unix: socket.socket | None = None
         self._offered = False
@@ -456,7 +467,7 @@ class Offer:
                 self._loop.remove_reader(fileno)
             self._release()
         assert self._verdict is not None
-        return self._verdict
+        return replace(self._verdict, process=self._process)
 
     def close(self) -> None:
         """Give up now; the verdict is still the client's if it has answered."""
@@ -512,6 +523,11 @@ class Offer:
             send(unix, REFUSE + bytes([Refusal.FOREIGN]))
             self._settle(foreign(uid))
             return
+        if self._instead is not None:
+            send(unix, REFUSE + bytes([Refusal.LIMIT]))
+            self._settle(Verdict(smc=False, reason=self._instead))
+            return
+        self._process = process_of(unix)
         try:
             # The name is bound only while its owner is connected. If our connection
             # is alive now, it is the owner's: no two have the same identity.

@@ -13,7 +13,7 @@ import errno
 import os
 import socket
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ __all__ = [
     "answer_of",
     "failed",
     "foreign",
+    "process_of",
     "receive",
     "refuse_descriptors",
     "refused",
@@ -63,6 +64,8 @@ class Refusal(IntEnum):
     """The other party's user is not allowed."""
     UNFIT = 3
     """The offer is for another connection, or this one is gone."""
+    LIMIT = 4
+    """The party has as many handshakes in progress as it allows itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Verdict:
     """Whether CLC messages may be sent: the peer expects them."""
     reason: Reason | None = None
     """Why not; None when `smc` is true."""
+    process: int | None = field(default=None, compare=False)
+    """Number of the client's process on this host, as the kernel says it."""
 
 
 SMC = Verdict(smc=True)
@@ -112,6 +117,9 @@ def refused(code: int) -> Verdict:
         case Refusal.FOREIGN:
             detail = f"It does not allow our user {os.geteuid()}."
             return tcp("FOREIGN_USER", "peer", detail)
+        case Refusal.LIMIT:
+            detail = "It has max_handshakes in progress."
+            return tcp("LIMIT", "peer", detail)
         case _:
             detail = f"It refused to go on (reason {code})."
             return tcp("MARK_LOST", "peer", detail)
@@ -124,6 +132,16 @@ def overflow_uid() -> int:
         return int(Path("/proc/sys/kernel/overflowuid").read_bytes())
     except (OSError, ValueError):
         return DEFAULT_OVERFLOW_UID
+
+
+def process_of(sock: socket.socket) -> int:
+    """Tell the number of the process at the other end of a Unix connection.
+
+    It is that of whoever listened, or connected; 0 when it cannot be seen from here.
+    """
+    ucred = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+    pid: int = UCRED.unpack(ucred)[0]
+    return pid
 
 
 class Users:

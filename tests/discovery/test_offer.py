@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from pysmc.discovery import local as local_module
 from pysmc.discovery.address import connection_id
 from pysmc.discovery.rendezvous import GO, NO, OFFER, REFUSE, VERSION, Refusal, Users
+from pysmc.reasons import reason
 
 
 class OtherClient:
@@ -256,3 +258,39 @@ async def test_cancelled_server(kit: Any, ends: Any) -> None:
     assert server._offers == set()
     listener_and_conn = 2
     assert kit.count_descriptors() == before - listener_and_conn
+
+
+# --- a server that has no room --------------------------------------------------------
+
+FULL = reason("LIMIT", "local", "max_handshakes is 1.")
+
+
+async def test_a_client_beyond_a_limit_is_told_at_once(kit: Any, ends: Any) -> None:
+    client, server = ends
+    sock, mark, conn = await kit.marked_pair(client, server)
+    waiting = kit.loop.create_task(client.wait_confirmed(mark))
+    verdict = await server.confirm(conn, instead=FULL)
+    assert verdict.reason is FULL
+    told = (await waiting).reason
+    assert (told.name, told.side) == ("LIMIT", "peer")
+    assert "max_handshakes" in told.text
+    assert sock.fileno() > 0
+
+
+async def test_nobody_to_be_told_of_a_limit(kit: Any) -> None:
+    server = kit.discovery(discovery_wait=0.05)
+    _, conn = await kit.unmarked_pair()
+    verdict = await server.confirm(conn, instead=FULL)
+    assert not verdict.smc
+    assert verdict.process is None
+
+
+async def test_the_client_s_process_is_known(kit: Any, ends: Any) -> None:
+    _, server = ends
+    sock, conn = await kit.unmarked_pair()
+    other = OtherClient(sock, kit.rendezvous_of(sock))
+    confirmed = kit.loop.create_task(server.confirm(conn))
+    await other.hear()
+    await other.say(GO)
+    assert (await confirmed).process == os.getpid()
+    other.close()

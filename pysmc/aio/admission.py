@@ -1,0 +1,120 @@
+"""Who may shake hands: how many negotiations a loop has at a time, and with whom.
+
+`Admission` counts them and says which limit one more would exceed. It also keeps book
+of every limit that was exceeded, its own and the core's: each occasion is counted, and
+the first of a kind is logged. It decides nothing else; what becomes of a connection
+that is one too many is the driver's business.
+
+Peers of another host are also counted by address. Those of this host have one address
+in common; they were let in by their user, and share what the loop has.
+
+Reference: RFC 7609 names no limits; kernel counterpart: smc_hs_congested() in af_smc.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from pysmc.discovery.address import endpoint, is_local
+from pysmc.reasons import Reason, reason
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pysmc.config import Config
+
+__all__ = ["Admission"]
+
+log = logging.getLogger("pysmc")
+
+
+class Admission:
+    """The negotiations of one loop.
+
+    Args:
+        config: Names the limits.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._count = 0
+        self._by_host: Counter[str] = Counter()
+        self.excess: Counter[str] = Counter()
+        """How often each of the limits that are counted here was exceeded."""
+        self._reasons: dict[str, Reason] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def has_room(self) -> bool:
+        """Whether another negotiation may begin."""
+        return self._count < self._config.max_handshakes
+
+    def may_refuse(self) -> bool:
+        """Whether one too many may at least be told so: as many again."""
+        return self._count < 2 * self._config.max_handshakes
+
+    @contextlib.contextmanager
+    def negotiating(self, host: str | None = None) -> Iterator[None]:
+        """Count a negotiation while it lasts.
+
+        Args:
+            host: Numeric address of the client, if it is counted by that.
+        """
+        self._count += 1
+        if host is not None:
+            self._by_host[host] += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
+            if host is not None:
+                self._by_host[host] -= 1
+                if not self._by_host[host]:
+                    del self._by_host[host]
+
+    def exceeded(self, host: str | None = None, times: int = 1) -> str | None:
+        """Name the limit that is exceeded by what is counted now, None for none.
+
+        Args:
+            host: Numeric address of the client, if it is counted by that.
+            times: Look at so many times each limit.
+        """
+        config = self._config
+        if self._count > times * config.max_handshakes:
+            return "max_handshakes"
+        limit = times * config.max_handshakes_per_peer
+        if host is not None and self._by_host[host] > limit and not _is_here(host):
+            return "max_handshakes_per_peer"
+        return None
+
+    def over(self, name: str) -> Reason:
+        """Count a connection that is beyond a limit, and say so.
+
+        Args:
+            name: The limit's field of the configuration.
+        """
+        limit: int = getattr(self._config, name)
+        self.excess[name] += 1
+        if name not in self._reasons:
+            self._reasons[name] = reason("LIMIT", "local", f"{name} is {limit}.")
+            self.log(name, limit)
+        return self._reasons[name]
+
+    def log(self, name: str, limit: int) -> None:
+        """Say that a limit was reached, for the first time.
+
+        Args:
+            name: The limit's field of the configuration.
+            limit: Its value.
+        """
+        text = "the limit %s = %d is reached; from now on this is counted, not logged"
+        log.warning(text, name, limit)
+
+
+def _is_here(host: str) -> bool:
+    target = endpoint((host, 0))
+    return target is not None and is_local(target)

@@ -1,0 +1,210 @@
+"""Limits of a loop, with peers that really stall: what fits, and one too many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import pysmc
+from pysmc.aio import admission as admission_module
+from pysmc.aio import loop as loop_module
+from pysmc.config import Config
+from pysmc.discovery import Discovery, Mark
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+HOST = "127.0.0.1"
+
+
+@contextlib.asynccontextmanager
+async def stalled(port: int, count: int) -> AsyncIterator[list[socket.socket]]:
+    """Let clients agree on SMC-R, and then say nothing."""
+    discovery = Discovery(asyncio.get_running_loop(), Config())
+    socks: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            sock = socket.socket()
+            socks.append(sock)
+            mark = discovery.prepare(sock, (HOST, port))
+            assert isinstance(mark, Mark)
+            sock.connect((HOST, port))
+            sock.setblocking(False)
+            discovery.connected(mark)
+            assert (await discovery.wait_confirmed(mark)).smc
+        yield socks
+    finally:
+        for sock in socks:
+            sock.close()
+        discovery.close()
+
+
+async def until(done: Callable[[], object]) -> None:
+    """Let the loop go on until something is so."""
+    async with asyncio.timeout(5):
+        while not done():
+            await asyncio.sleep(0)
+
+
+async def connect(kit: Any, port: int) -> Any:
+    """Connect and let go; give what the client is told."""
+    loop = asyncio.get_running_loop()
+    _, client = await loop.create_connection(kit.Recorder, HOST, port)
+    await client.until_bytes(1)
+    client.transport.abort()
+    await client.until_call("lost")
+    return client.info_when_made
+
+
+async def modes(kit: Any, port: int, served: list[Any]) -> tuple[Any, Any]:
+    """Connect from a loop of its own; give what both ends are told."""
+    begun, config = len(served), asyncio.get_running_loop().config
+    client = await asyncio.to_thread(
+        pysmc.run, connect(kit, port), config=replace(config, max_handshakes=1024)
+    )
+    await until(lambda: len(served) > begun and served[-1].transport is not None)
+    await served[-1].until_call("lost")
+    return client, served[-1].info_when_made
+
+
+def serving(kit: Any) -> tuple[Any, list[Any]]:
+    served: list[Any] = []
+
+    class Greeter(kit.Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.write(b"!")
+
+    def make() -> Any:
+        served.append(Greeter())
+        return served[-1]
+
+    return kit.serving(make), served
+
+
+def test_handshakes_in_progress(kit, caplog) -> None:
+    """The client is told, so that it need not wait for a confirmation."""
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        server, served = serving(kit)
+        async with server as port:
+            async with stalled(port, 4):
+                await until(lambda: len(driver.admission) == 4)
+                for info in await modes(kit, port, served):
+                    assert info.mode == "smcr"
+            assert driver.excess == {}
+            await until(lambda: len(driver.admission) == 0)
+            async with stalled(port, 5):
+                await until(lambda: len(driver.admission) == 5)
+                began = time.monotonic()
+                client, there = await modes(kit, port, served)
+                took = time.monotonic() - began
+            assert client.reason.name == "LIMIT"
+            assert client.reason.side == "peer"
+            assert there.reason.name == "LIMIT"
+            assert there.reason.side == "local"
+            assert "max_handshakes is 5." in there.reason.text
+            assert took < driver.config.discovery_wait / 2
+            assert driver.excess == {"max_handshakes": 1}
+            assert "max_handshakes+1" in repr(driver)
+
+    kit.run(scenario, config=Config(max_handshakes=5))
+    said = [record for record in caplog.records if "max_handshakes" in record.message]
+    assert len(said) == 1
+
+
+def test_so_many_that_they_are_not_even_told(kit) -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        server, served = serving(kit)
+        async with server as port:
+            async with stalled(port, 1):
+                socks = []
+                for _ in range(3):
+                    # Marked, and without a rendezvous.
+                    sock = socket.socket()
+                    sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x2C)
+                    sock.connect((HOST, port))
+                    socks.append(sock)
+                await until(lambda: served and served[0].transport)
+                assert len(loop.driver.admission) == 2
+                assert served[0].info_when_made.reason.name == "LIMIT"
+                for sock in socks:
+                    sock.close()
+                await until(lambda: len(loop.driver.admission) == 1)
+                await until(lambda: len(served) == 3 and served[2].transport)
+            for each in served:
+                await each.until_call("lost")
+
+    kit.run(scenario, config=Config(max_handshakes=1))
+
+
+def test_a_client_that_has_no_room_says_so(kit, monkeypatch) -> None:
+    """There was room before the connect, and it was taken meanwhile."""
+    real = loop_module.negotiate_client
+
+    async def crowded(driver: Any, sock: Any, found: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(driver, "has_room", lambda: False)
+            return await real(driver, sock, found)
+
+    monkeypatch.setattr(loop_module, "negotiate_client", crowded)
+
+    async def scenario() -> None:
+        server, served = serving(kit)
+        async with server as port:
+            client, there = await modes(kit, port, served)
+        assert (client.reason.name, client.reason.side) == ("LIMIT", "local")
+        assert (there.reason.name, there.reason.side) == ("LIMIT", "peer")
+
+    kit.run(scenario)
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_handshakes_with_one_address(kit, monkeypatch, is_here: bool) -> None:
+    """Listed peers speak CLC in any case: one too many gets a Decline."""
+    monkeypatch.setattr(admission_module, "is_local", lambda _: is_here)
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        server, served = serving(kit)
+        async with server as port:
+            silent = [socket.create_connection((HOST, port)) for _ in range(2)]
+            await until(lambda: len(driver.admission) == 2)
+            over = await modes(kit, port, served)
+            silent.pop().close()
+            await until(lambda: len(driver.admission) == 1)
+            fits = await modes(kit, port, served)
+            silent.pop().close()
+        assert [info.mode for info in fits] == ["smcr", "smcr"]
+        if is_here:
+            assert [info.mode for info in over] == ["smcr", "smcr"]
+            return
+        assert over[0].reason.name == "PEER_DECLINED"
+        assert over[1].reason.name == "LIMIT"
+        assert "max_handshakes_per_peer is 2." in over[1].reason.text
+        assert driver.excess == {"max_handshakes_per_peer": 1}
+
+    config = Config(discovery=("static",), peers=(HOST,), max_handshakes_per_peer=2)
+    kit.run(scenario, config=config)
+
+
+def test_nothing_is_registered_before_the_proposal_is_there(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        server, _ = serving(kit)
+        async with server as port, stalled(port, 20):
+            await until(lambda: len(driver.negotiations) == 20)
+            assert driver.endpoint.groups == []
+            (device,) = driver.devices
+            assert not device.domains
+            assert not device.queue_pairs
+
+    kit.run(scenario)

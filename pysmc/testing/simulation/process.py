@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.aio import cpython
 from pysmc.testing.simulation.loop import WorldLoop
-from pysmc.testing.simulation.sockets import Descriptors, SimSocket
+from pysmc.testing.simulation.sockets import Descriptors, KernelSocket, SimSocket
 
 if TYPE_CHECKING:
     import random
@@ -280,18 +280,17 @@ class Process:
             if endpoint is not None:
                 endpoint.check()
 
-    def open_things(self) -> list[str]:
-        """Name what its program has not ended."""
-        if not self.is_alive:
-            return []
-        open_sockets = [
-            owner
-            for owner in self.descriptors.owners.values()
-            if isinstance(owner, SimSocket)
-        ]
+    def names_of_waiting(self) -> list[str]:
+        """Name its tasks that are not done."""
         tasks = self.waiting_tasks()
-        return [f"{self.name}: task {task.get_name()} waits" for task in tasks] + [
-            f"{self.name}: socket {sock.label} is open" for sock in open_sockets
+        return [f"{self.name}: task {task.get_name()} waits" for task in tasks]
+
+    def open_sockets(self) -> list[str]:
+        """Name the sockets that its program has not closed."""
+        return [
+            f"{self.name}: socket {owner.label} is open"
+            for owner in self.descriptors.owners.values()
+            if isinstance(owner, KernelSocket) and self.is_alive
         ]
 
     def end(self) -> list[str]:
@@ -310,7 +309,7 @@ class Process:
         self._forget_tasks()
         cpython.disown_transports(self.loop)
         for owner in list(self.descriptors.owners.values()):
-            if isinstance(owner, SimSocket):
+            if isinstance(owner, KernelSocket):
                 owner.close()
             else:
                 left.append(f"{self.name}: its device is open")
@@ -318,10 +317,11 @@ class Process:
 
     def bury(self) -> None:
         """Let what a crash has left be forgotten, without running on."""
+        # First: whoever drops a stream closes it.
+        cpython.disown_transports(self.loop)
         driver = self.made_driver
         if driver is not None:
             driver.disown()
         self._forget_tasks()
-        cpython.disown_transports(self.loop)
         with contextlib.suppress(BaseException):
             self.loop.close()

@@ -61,8 +61,8 @@ class SimAnnouncement:
     is_holder = True
 
     def __init__(self, listener: SimSocket) -> None:
-        self._listener = weakref.ref(listener)
-        listener.is_announced = True
+        self._listener = weakref.ref(listener.kernel)
+        listener.kernel.is_announced = True
 
     @property
     def is_closed(self) -> bool:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pysmc.testing.simulation.tcp import Pipe, TcpNetwork
 
-__all__ = ["Address", "Descriptors", "SimSocket"]
+__all__ = ["Address", "Descriptors", "KernelSocket", "SimSocket"]
 
 Address = tuple[str, int]
 
@@ -36,7 +36,7 @@ FIRST_DESCRIPTOR = 1_000_000
 """Above every limit of open files that a host has."""
 
 NEW, LISTENING, CONNECTING = "new", "listening", "connecting"
-CONNECTED, RESET, CLOSED = "connected", "reset", "closed"
+CONNECTED, ENDED, CLOSED = "connected", "ended", "closed"
 
 _SYN_HEADER = struct.Struct("!BB38x")
 """IPv4 and TCP headers of a SYN, as far as anybody looks at them."""
@@ -88,6 +88,43 @@ class Descriptors:
 
 
 class SimSocket:
+    """What a program holds of a socket; the kernel closes what nobody holds.
+
+    It has the methods of `KernelSocket`.
+
+    Args:
+        kernel: The socket itself.
+    """
+
+    __slots__ = ("__weakref__", "kernel")
+
+    family = socket.AF_INET
+    type = socket.SOCK_STREAM
+    proto = socket.IPPROTO_TCP
+
+    def __init__(self, kernel: KernelSocket) -> None:
+        self.kernel = kernel
+
+    def __repr__(self) -> str:
+        return repr(self.kernel)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+    def __del__(self) -> None:
+        self.kernel.close()
+
+    def fileno(self) -> int:
+        """Tell the descriptor, -1 when closed."""
+        return self.kernel.fileno()
+
+    def accept(self) -> tuple[SimSocket, Address]:
+        """Take the next connection; see `KernelSocket.accept`."""
+        made, address = self.kernel.accept()
+        return SimSocket(made), address
+
+
+class KernelSocket:
     """A TCP socket of a simulated process, as far as asyncio and pysmc use one.
 
     Args:
@@ -95,10 +132,6 @@ class SimSocket:
         descriptors: Of its process; None until it is accepted.
         address: What it is bound to.
     """
-
-    family = socket.AF_INET
-    type = socket.SOCK_STREAM
-    proto = socket.IPPROTO_TCP
 
     def __init__(
         self, network: TcpNetwork, descriptors: Descriptors | None, address: Address
@@ -110,12 +143,12 @@ class SimSocket:
         self.state = NEW
         self.out: Pipe | None = None
         """Where it sends to."""
-        self.queue: deque[SimSocket] = deque()
+        self.queue: deque[KernelSocket] = deque()
         """Of a listener: what may be accepted."""
         self.backlog = 0
         self.half_open = 0
         """Of a listener: connections that are not accepted yet, ready or not."""
-        self.listener: SimSocket | None = None
+        self.listener: KernelSocket | None = None
         self.is_announced = False
         """Of a listener: its SYN-ACKs carry the mark."""
         self.syn = b""
@@ -123,7 +156,8 @@ class SimSocket:
         self.inbox = bytearray()
         self.error = 0
         """What SO_ERROR would say."""
-        self.got_fin = self.sent_fin = self.is_read_shut = False
+        self.got_fin = self.sent_fin = self.is_fin_known = False
+        self.is_read_shut = False
         self.options: dict[tuple[int, int], Any] = {}
         self._fd = -1 if descriptors is None else descriptors.take(self)
 
@@ -145,13 +179,13 @@ class SimSocket:
             or self.error
             or self.queue
             or self.is_read_shut
-            or self.state is RESET
+            or self.state is ENDED
         )
 
     def is_writable(self) -> bool:
         """Whether a send would not have to wait, or would fail."""
         if self.state is not CONNECTED:
-            return self.state is RESET or bool(self.error)
+            return self.state is ENDED or bool(self.error)
         if self.sent_fin or self.error:
             return True
         assert self.out is not None
@@ -233,7 +267,7 @@ class SimSocket:
             self.network.listen(self)
             self.state = LISTENING
 
-    def accept(self) -> tuple[SimSocket, Address]:
+    def accept(self) -> tuple[KernelSocket, Address]:
         """Take the next connection.
 
         Raises:
@@ -314,8 +348,10 @@ class SimSocket:
         self._check_open()
         inbox = self.inbox
         if not inbox:
+            if self.got_fin:
+                return b""  # whatever ended the other direction since
             self._raise_error()
-            if self.got_fin or self.is_read_shut or self.state is RESET:
+            if self.is_read_shut or self.state is ENDED:
                 return b""
             connected = self.state in {CONNECTED, CONNECTING}
             _fail(errno.EAGAIN if connected else errno.ENOTCONN)
@@ -392,7 +428,7 @@ class SimSocket:
             assert self.out is not None
             self.out.clear()
             self.out.put("RST")
-            self.state = CLOSED if self.state is CLOSED else RESET
+            self.state = CLOSED if self.state is CLOSED else ENDED
             return
         if self.state is CONNECTED:
             self.inbox += data
@@ -402,6 +438,17 @@ class SimSocket:
         """Take the peer's end of file."""
         if self.state is CONNECTED:
             self.got_fin = True
+            self._look_for_end()
+            self.touch()
+
+    def fin_arrived(self) -> None:
+        """The peer has our end of file."""
+        self.is_fin_known = True
+        self._look_for_end()
+
+    def _look_for_end(self) -> None:
+        if self.state is CONNECTED and self.is_fin_known and self.got_fin:
+            self.state = ENDED
             self.touch()
 
     def end(self, number: int) -> None:
@@ -419,7 +466,7 @@ class SimSocket:
                 self.error = errno.ECONNREFUSED
             elif half:
                 self.error = errno.EPIPE
-            self.state = RESET
+            self.state = ENDED
             self.touch()
 
     # Helpers

@@ -26,7 +26,8 @@ from pysmc.testing.simulation.sockets import (
     CLOSED,
     CONNECTED,
     CONNECTING,
-    RESET,
+    ENDED,
+    KernelSocket,
     SimSocket,
 )
 
@@ -60,10 +61,10 @@ class Pipe:
         name: For the trace.
     """
 
-    def __init__(self, network: TcpNetwork, source: SimSocket, name: str) -> None:
+    def __init__(self, network: TcpNetwork, source: KernelSocket, name: str) -> None:
         self.network = network
         self.source = source
-        self.sink: SimSocket | None = None
+        self.sink: KernelSocket | None = None
         """Who receives; None until the SYN has arrived."""
         self.name = name
         self.size = 0
@@ -157,6 +158,8 @@ class Pipe:
             self.network.note(f"{self.name} timed out")
             self.clear()
             self.source.end(errno.ETIMEDOUT)
+            if kind == "SYN-ACK" and self.sink is not None:
+                self.sink.end(errno.ETIMEDOUT)  # its SYNs were never answered
             return
         if kind == "data":
             most = self._window()
@@ -187,6 +190,7 @@ class Pipe:
             sink.arrive(data)
         elif kind == "FIN":
             sink.arrive_fin()
+            self.source.fin_arrived()
         elif kind == "RST":
             sink.end(errno.ECONNRESET)
         elif kind == "SYN-ACK":
@@ -239,9 +243,9 @@ class TcpConnection:
         back: The pipe to it.
     """
 
-    def __init__(self, client: SimSocket, there: Pipe, back: Pipe) -> None:
+    def __init__(self, client: KernelSocket, there: Pipe, back: Pipe) -> None:
         self.client = client
-        self.server: SimSocket | None = None
+        self.server: KernelSocket | None = None
         """The other end, None until the SYN has arrived."""
         self.there = there
         self.back = back
@@ -257,7 +261,7 @@ class TcpConnection:
     def is_over(self) -> bool:
         """Whether neither end nor anything on its way is left."""
         ends = (self.client, self.server)
-        gone = all(end is None or end.state in {CLOSED, RESET} for end in ends)
+        gone = all(end is None or end.state in {CLOSED, ENDED} for end in ends)
         return gone and not (self.there or self.back)
 
     def delay(self, seconds: float) -> None:
@@ -331,9 +335,9 @@ class TcpNetwork:
         self.active: dict[Pipe | Channel, None] = {}
         """Where something is on its way."""
         self._rng = rng
-        self._listeners: dict[Address, SimSocket] = {}
+        self._listeners: dict[Address, KernelSocket] = {}
         self._ports = FIRST_PORT
-        self._by_socket: dict[SimSocket, TcpConnection] = {}
+        self._by_socket: dict[KernelSocket, TcpConnection] = {}
 
     def choose(self, count: int) -> int:
         """Choose one of so many."""
@@ -350,7 +354,7 @@ class TcpNetwork:
         if not port:
             self._ports += 1
             port = self._ports
-        return SimSocket(self, descriptors, (host, port))
+        return SimSocket(KernelSocket(self, descriptors, (host, port)))
 
     def ready(self, now: float) -> list[Pipe | Channel]:
         """Tell where a step can be made."""
@@ -375,7 +379,7 @@ class TcpNetwork:
 
     def connection_of(self, sock: SimSocket) -> TcpConnection | None:
         """Find the connection of a socket."""
-        return self._by_socket.get(sock)
+        return self._by_socket.get(sock.kernel)
 
     def tidy(self) -> None:
         """Forget the connections that are over."""
@@ -388,7 +392,7 @@ class TcpNetwork:
 
     # What sockets ask
 
-    def listen(self, sock: SimSocket) -> None:
+    def listen(self, sock: KernelSocket) -> None:
         """Begin to accept.
 
         Raises:
@@ -398,11 +402,11 @@ class TcpNetwork:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         self._listeners[sock.name] = sock
 
-    def unlisten(self, sock: SimSocket) -> None:
+    def unlisten(self, sock: KernelSocket) -> None:
         """Accept no more."""
         del self._listeners[sock.name]
 
-    def connect(self, sock: SimSocket, syn: bytes) -> None:
+    def connect(self, sock: KernelSocket, syn: bytes) -> None:
         """Send a SYN."""
         assert sock.peer_name is not None
         host, port = sock.peer_name
@@ -436,7 +440,7 @@ class TcpNetwork:
             else:
                 pipe.source.end(errno.ETIMEDOUT)
             return
-        made = SimSocket(self, None, listener.name)
+        made = KernelSocket(self, None, listener.name)
         made.peer_name = pipe.source.name
         if listener.options.get(_SAVE_SYN):
             made.syn = syn[:1] + b"\0" + syn[2:] if self.strips_marks else syn
@@ -448,7 +452,7 @@ class TcpNetwork:
         self._by_socket[made] = connection
         connection.back.put("SYN-ACK")
 
-    def arrive_syn_ack(self, pipe: Pipe, sink: SimSocket) -> None:
+    def arrive_syn_ack(self, pipe: Pipe, sink: KernelSocket) -> None:
         """Complete a connect, unless its socket was closed."""
         assert sink.out is not None
         del pipe
@@ -459,7 +463,7 @@ class TcpNetwork:
         else:
             sink.out.put("RST")
 
-    def arrive_ack(self, sink: SimSocket) -> None:
+    def arrive_ack(self, sink: KernelSocket) -> None:
         """Let a connection be accepted, unless nobody listens any more."""
         listener = sink.listener
         if sink.state is not CONNECTING or listener is None:

@@ -264,7 +264,12 @@ class World:
             return []
         self.is_closed = True
         with _without_collector():
-            leaks = [each for p in self.processes for each in p.open_things()]
+            tasks = [task for p in self.processes for task in p.names_of_waiting()]
+            if any(p.open_sockets() for p in self.processes):
+                # asyncio leaves some to the collector, such as a connection that was
+                # accepted when its server closed.
+                gc.collect()
+            leaks = tasks + [each for p in self.processes for each in p.open_sockets()]
             for process in self.processes:
                 process.is_stopped = False
                 for task in process.waiting_tasks():

@@ -295,7 +295,7 @@ class Negotiation:
             return
         self._outbox = self._outbox[sent:]
         self._watch_writing(wanted=bool(self._outbox))
-        if not self._outbox and self._result is not None:
+        if not self._outbox and not (self._result is self.connection is None):
             self._wake()
 
     def check_tcp(self) -> None:
@@ -318,7 +318,8 @@ class Negotiation:
         self.connection = connection
         # News that came before this was told to nobody.
         self.peer_done = connection.peer_done
-        self._wake()
+        if not self._outbox:
+            self._wake()  # else once the Confirm is on its way
 
     def fell_back(self, why: Reason) -> None:
         """Both ends go on with TCP, once a Decline of ours is on its way."""
@@ -345,6 +346,7 @@ class Negotiation:
     def lose(self, error: SmcError) -> None:
         """The connection was lost before a transport took it."""
         self.error = error
+        self._wake()
 
     def _wake(self) -> None:
         self._stop()
@@ -425,6 +427,12 @@ class Negotiation:
     def _lose(self, error: OSError) -> None:
         driver = self._driver
         assert self._handshake is not None
+        if self.connection is not None:
+            # The peer will never have all of the Confirm.
+            lost = ConnectionReset(f"TCP ended before the handshake was sent: {error}")
+            lost.__cause__ = error
+            self.lose(lost)
+            return
         driver.endpoint.tcp_lost(self._handshake, driver.time(), error)
         driver.settle()
 

@@ -112,8 +112,8 @@ def draw(seed: int) -> Spec:
     tuning = _draw_tuning(rng)
     piece = rng.choice((0, 0, 0, 0, 0, 7, 100))
     # What takes thousands of steps tells no more than what takes hundreds.
-    most = 40 * min(tuning.element_bytes or 1250, piece or 1250)
-    talks = rng.choice((1, 1, 1, 1, 2, 2, 3, 4, 6, 8))
+    most = 30 * min(tuning.element_bytes or 1000, piece or 1000)
+    talks = rng.choice((1, 1, 1, 1, 1, 2, 2, 2, 3, 4, 6, 8))
     pace = rng.choice((0.01, 0.3, 3.0, 30.0))
     conversations = tuple(
         draw_conversation(rng, count, most_bytes=most, pace=pace) for _ in range(talks)
@@ -166,7 +166,7 @@ def _draw_config(rng: random.Random, shared: dict[str, Any]) -> Config:
         max_link_groups_per_peer=rng.choice((1, 8)),
         max_idle_rmbs=rng.choice((0, 1, 16)),
         max_pinned_bytes=rng.choice((1 << 20, 1 << 29)),
-        close_wait=rng.choice((1.0, 10.0)),
+        close_wait=rng.choice((10.0, 30.0)),  # longer than any reader pauses
         llc_wait=rng.choice((0.5, 2.0)),
         idle_group_wait=rng.choice((0.5, 20.0, 600.0)),
         discovery_wait=rng.choice((0.3, 1.0)),

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from pysmc.testing.simulation.stream import Receiver
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pysmc.testing.simulation.stream import Flow, Flows
 
 __all__ = ["APIS", "BufferTalk", "End", "ProtocolTalk", "StreamTalk", "Talk", "pause"]
@@ -37,10 +39,14 @@ class End:
         name: For people.
         flow: What it writes.
         flows: Where wrong bytes are looked for.
+        note: Takes a line of the trace.
     """
 
-    def __init__(self, name: str, flow: Flow, flows: Flows) -> None:
+    def __init__(
+        self, name: str, flow: Flow, flows: Flows, note: Callable[[str], None]
+    ) -> None:
         self.name = name
+        self._note = note
         self.flow = flow
         self.receiver: Receiver | None = None
         self.peer: End | None = None
@@ -80,20 +86,27 @@ class End:
         assert self.receiver is not None
         return self.got_eof and self.receiver.position == self.peer.flow.position
 
+    def note(self, text: str) -> None:
+        """Write down what it does or is told."""
+        self._note(f"{self.name}: {text}")
+
     def blame(self, text: str) -> None:
         """Note a violation."""
         self.violations.append(f"{self.name}: {text}")
+        self.note(f"violation: {text}")
 
     def note_made(self, transport: Any) -> None:
         """There is a transport."""
         self.made += 1
         info = transport.get_extra_info("smc")
         self.mode = "tcp" if info is None else info.mode
+        self.note(f"is connected over {self.mode}")
         if self.made > 1 or self.lost:
             self.blame(f"connection_made came {self.made} times")
 
     def note_data(self, data: bytes) -> None:
         """Bytes arrived."""
+        self.note(f"got {len(data)} bytes")
         assert self.receiver is not None
         if not data:
             self.blame("no bytes were delivered as data")
@@ -105,14 +118,18 @@ class End:
 
     def note_eof(self) -> None:
         """The end of file arrived."""
+        self.note("got the end of file")
         assert self.peer is not None
         assert self.receiver is not None
         if self.lost or self.got_eof or not self.made:
             self.blame("an end of file came outside of the connection's life")
         self.got_eof = True
         peer, came = self.peer, self.receiver.position
-        # Plain TCP tells an abort and a killed process as an end like any other.
-        is_blunt = self.mode == "tcp" and (peer.has_aborted or peer.is_dead)
+        # Plain TCP tells an abort, a killed process, and a server that did not take its
+        # caller after all, as an end like any other.
+        is_blunt = self.mode == "tcp" and (
+            peer.has_aborted or peer.is_dead or not peer.made
+        )
         if not (peer.has_finished or is_blunt):
             self.blame(f"an end of file came at {came}, and nobody had finished")
         elif came < peer.flow.position and not is_blunt:
@@ -120,6 +137,7 @@ class End:
 
     def note_lost(self, error: BaseException | None) -> None:
         """The connection is over."""
+        self.note(f"lost its connection: {error!r}")
         self.lost += 1
         if self.lost > 1 or not self.made:
             self.blame(f"connection_lost came {self.lost} times")
@@ -179,6 +197,7 @@ class Talk:
 
     def write(self, count: int) -> None:
         """Write the next bytes of the flow."""
+        self.end.note(f"writes {count} bytes")
         self.transport.write(self.end.flow.take(count))
 
     def write_eof(self) -> None:
@@ -188,17 +207,20 @@ class Talk:
             OSError: The connection is lost.
         """
         self.end.has_finished = True
+        self.end.note("finishes")
         self.transport.write_eof()
 
     def close(self) -> None:
         """Close."""
         self.end.has_finished = self.end.has_closed = True
+        self.end.note("closes")
         self.transport.close()
 
     def abort(self) -> None:
         """Abort."""
         end = self.end
         end.has_finished = end.has_closed = end.has_aborted = True
+        end.note("aborts")
         self.transport.abort()
 
 

@@ -18,6 +18,7 @@ from pysmc.testing.simulation.talk import APIS, End, StreamTalk, Talk, pause
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
 
     from pysmc.testing.simulation.process import Process
     from pysmc.testing.simulation.world import World
@@ -135,8 +136,10 @@ def draw_conversation(
         rng.shuffle(ends)
         client = _replace(client, end=ends[0])
         server = _replace(server, end=ends[1])
+    is_waited_for = "follow" in {client.end, server.end}
     if rng.random() < 0.22:
-        changes["end"] = rng.choice(RUDE_ENDS)
+        # Who waits for the other one's end would wait for ever for one who reads on.
+        changes["end"] = rng.choice(RUDE_ENDS[: 2 if is_waited_for else 3])
     elif rng.random() < 0.1:
         changes["cancel_step"] = rng.randint(1, 14)
     if rng.random() < 0.5:
@@ -162,14 +165,21 @@ class Talking:
         number: From 0.
         conversation: What is done.
         flows: Of the town.
+        note: Takes a line of the trace.
     """
 
-    def __init__(self, number: int, conversation: Conversation, flows: Flows) -> None:
+    def __init__(
+        self,
+        number: int,
+        conversation: Conversation,
+        flows: Flows,
+        note: Callable[[str], None],
+    ) -> None:
         self.number = number
         self.conversation = conversation
         there, back = (flows.new(f"{number}{way}") for way in ("there", "back"))
-        self.client = End(f"client {number}", there, flows)
-        self.server = End(f"server {number}", back, flows)
+        self.client = End(f"client {number}", there, flows, note)
+        self.server = End(f"server {number}", back, flows, note)
         self.client.join(self.server)
         self.server.join(self.client)
         self.has_begun = False
@@ -218,7 +228,7 @@ class Town:
         self.processes = processes
         self.flows = Flows(str(world.seed))
         self.talkings = [
-            Talking(number, conversation, self.flows)
+            Talking(number, conversation, self.flows, world.note)
             for number, conversation in enumerate(conversations)
         ]
         self.servers: dict[int, asyncio.AbstractServer] = {}

@@ -47,6 +47,8 @@ def _load(name: str) -> ModuleType:
 # The tests are no package, so that nobody else would find them.
 _load("standin")
 _load("rawpeer")
+_load("hostile_lines")
+_load("hostile_lies")
 
 
 def _remote_device() -> Device:

@@ -176,23 +176,20 @@ class Faults:
         else:
             peer.go_down(status, "the link was cut")
 
-    def lose(self, pair: SimQueuePair) -> bool:
-        """Lose the next thing that a queue pair has on its way.
+    def lose(self, pair: SimQueuePair) -> None:
+        """Lose the next thing that a queue pair has on its way, or posts.
 
         Nothing behind it gets through either, and when the retries end the link goes
         down at both ends.
-
-        Returns:
-            False when nothing is on its way.
         """
-        if not pair.outgoing.items:
-            return False
-        item = pair.outgoing.items.popleft()
-        self._network.note(f"{pair}: lost: {item.text}")
+        if pair.outgoing.items:
+            item = pair.outgoing.items.popleft()
+            self._network.note(f"{pair}: lost: {item.text}")
+        else:
+            self._network.note(f"{pair}: loses what it posts")
         pair.loses = True
         self._abandon(pair)
         self._abandon(pair.peer, 2 * RETRY_SECONDS)
-        return True
 
     def vanish(self, pair: SimQueuePair, seconds: float = RETRY_SECONDS) -> None:
         """Let the peer's adapter acknowledge what never reaches its memory.

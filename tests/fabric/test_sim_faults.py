@@ -58,7 +58,7 @@ def test_what_is_lost_takes_the_link_with_it() -> None:
     near, far = linked(network)
     publish(near, far, 1, 2)
     near.post_send(b"behind it")
-    assert network.faults.lose(near)
+    network.faults.lose(near)
     near.post_send(b"later")
     network.run_until_idle()
     assert kinds(far) == []
@@ -69,10 +69,14 @@ def test_what_is_lost_takes_the_link_with_it() -> None:
     assert network.now >= RETRY_SECONDS
 
 
-def test_nothing_on_its_way_cannot_be_lost() -> None:
+def test_what_is_posted_next_may_be_lost() -> None:
     network = SimNetwork()
-    near, _ = linked(network)
-    assert not network.faults.lose(near)
+    near, far = linked(network)
+    network.faults.lose(near)
+    near.post_send(b"x")
+    rest(network)
+    assert kinds(near) == [KIND.DOWN]
+    assert kinds(far) == [KIND.DOWN]
 
 
 def test_what_is_acknowledged_may_have_landed_nowhere() -> None:

@@ -9,7 +9,7 @@ Source: the fault models of RFC 7609 sections 4.6 and 4.8, tcp(7), signal(7).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.fabric.base import Status, Update
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from pysmc.testing.simulation.workload import Town
     from pysmc.testing.simulation.world import World
 
-__all__ = ["KINDS", "Fault", "Kind", "apply", "draw_fault"]
+__all__ = ["KINDS", "Fault", "Kind", "apply", "draw_fault", "wait_for"]
 
 SHORT_SECONDS = 0.05
 """A fault that lasts so long hurts nobody: every wait is longer."""
 LONG_SECONDS = 45.0
 """A fault that lasts so long ends what it hits."""
+
+WAIT_STEPS = 9
 
 _CONNECT_STATUSES = (Status.UNREACHABLE, Status.TIMED_OUT, Status.NO_MEMORY)
 
@@ -82,6 +84,11 @@ def apply(world: World, town: Town, fault: Fault) -> bool:
         for talking in town.talkings:
             talking.excuses.append(fault.kind)
     return True
+
+
+def wait_for(fault: Fault) -> Fault:
+    """Give the same fault a few steps later, for when there was nothing to hit."""
+    return replace(fault, step=fault.step + WAIT_STEPS)
 
 
 def draw_fault(rng: random.Random, steps: int) -> Fault:
@@ -283,6 +290,13 @@ def _on_tcp(
     return happen
 
 
+def _cut_tcp(connection: TcpConnection, which: int) -> None:
+    # A few bytes at a time make many steps, so that is the rarer case.
+    tiny = which % 4 == 0
+    piece, send = (1 + which % 7, 1 + which % 5) if tiny else (200 + which, 90 + which)
+    connection.cut(piece, send)
+
+
 def _hold_tcp(scene: Scene, fault: Fault) -> bool:
     connection = _pick(fault, _connections(scene))
     if connection is None:
@@ -330,9 +344,7 @@ KINDS: dict[str, Kind] = {
     "reset TCP": Kind(_on_tcp(lambda c, _: c.reset(), hurts=True), "one"),
     "kill TCP silently": Kind(_on_tcp(lambda c, _: c.kill(), hurts=True), "one"),
     "delay TCP": Kind(_on_tcp(lambda c, _: c.delay(SHORT_SECONDS)), "none"),
-    "cut TCP into pieces": Kind(
-        _on_tcp(lambda c, n: c.cut(1 + n % 7, 1 + n % 5)), "none"
-    ),
+    "cut TCP into pieces": Kind(_on_tcp(_cut_tcp), "none"),
     "hold TCP": Kind(_hold_tcp, "none"),
 }
 for _verb in VERBS:

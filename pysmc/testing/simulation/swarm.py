@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pysmc.config import KIB, Config
 from pysmc.core.tuning import AS_SPECIFIED, Tuning
-from pysmc.testing.simulation.faults import Fault, apply, draw_fault
+from pysmc.testing.simulation.faults import Fault, apply, draw_fault, wait_for
 from pysmc.testing.simulation.workload import Conversation, Town, draw_conversation
 from pysmc.testing.simulation.world import Stuck, TooManySteps, World
 
@@ -59,6 +60,8 @@ class Spec:
     """Size of TCP's buffers, 0 for what is usual."""
     rests: bool = False
     """Whether to wait until every link group has ended by itself."""
+    is_patient: bool = True
+    """Whether a fault that finds nothing to hit waits; otherwise the run ends there."""
     check_every: int = 16
     """Steps between two looks at all invariants."""
 
@@ -68,6 +71,13 @@ class Spec:
             f"{len(self.configs)} processes, {len(self.conversations)} conversations,"
             f" {plan}"
         )
+
+    def describe(self) -> str:
+        """Tell everything of it, a line each."""
+        lines = [f"seed {self.seed}: {self}", *map(str, self.conversations)]
+        lines += [f"process {n}: {config}" for n, config in enumerate(self.configs)]
+        rest = (self.tuning, self.tcp_delay, self.tcp_piece_bytes)
+        return "\n".join([*lines, f"tuning, delay and pieces of TCP: {rest}"])
 
 
 @dataclass(slots=True)
@@ -85,6 +95,13 @@ class Outcome:
     digest: str = ""
     """Of the trace, where there is one, else of the figures."""
     trace: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        done = ", ".join(f"{n} x {what}" for what, n in sorted(self.counts.items()))
+        return (
+            f"{self.steps} steps, {self.seconds:.6f} simulated seconds,"
+            f" digest {self.digest}: {done}"
+        )
 
     @property
     def is_good(self) -> bool:
@@ -237,12 +254,19 @@ def _make_town(world: World, spec: Spec) -> Town:
 
 def _run(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
     town.open()
-    for fault in spec.faults:
+    plan = deque(spec.faults)
+    while plan:
+        fault = plan.popleft()
         world.run(until=_reaches(world, town, fault.step), limit=STEPS_MAX)
         if town.is_over:
             break
         if apply(world, town, fault):
             outcome.count(f"fault: {fault.kind}")
+        elif spec.is_patient:
+            plan.append(wait_for(fault))
+        else:
+            outcome.count("nothing to hit")
+            town.end()
     world.run(until=lambda: town.is_over, limit=STEPS_MAX)
     town.close_servers()
     # What the library has begun may need its own waits to end.

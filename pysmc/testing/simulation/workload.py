@@ -262,6 +262,14 @@ class Town:
         for number in self.servers:
             self.close_server(number)
 
+    def end(self) -> None:
+        """End every program as a cancelled one ends."""
+        for talking in self.talkings:
+            talking.excuses.append("ended early")
+            for task in (talking.task, talking.server_task):
+                if task is not None:
+                    task.cancel()
+
     @property
     def is_quiet(self) -> bool:
         """Whether no task is left, of the programs or of the library."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import threading
 from asyncio import base_events, constants, sslproto, transports, trsock
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +27,13 @@ __all__ = [
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
+    "begin_generator",
     "callback_owner",
     "check_sendfile",
     "close_waiter",
     "detach",
     "disown_transports",
+    "finish_generator",
     "forget_pending",
     "guard_protocol",
     "is_of_asyncio",
@@ -44,6 +47,7 @@ __all__ = [
     "tell_of_every_end",
     "tls_protocol",
     "transport_socket",
+    "turn_runner",
     "unwatch",
     "watch",
 ]
@@ -107,6 +111,10 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "asyncio.SelectorEventLoop._close_self_pipe": ("self",),
     "asyncio.SelectorEventLoop._write_to_self": ("self",),
     "asyncio.SelectorEventLoop._process_events": ("self", "event_list"),
+    "asyncio.SelectorEventLoop._run_once": ("self",),
+    "asyncio.SelectorEventLoop._asyncgen_firstiter_hook": ("self", "agen"),
+    "asyncio.SelectorEventLoop._asyncgen_finalizer_hook": ("self", "agen"),
+    "asyncio._set_running_loop": (),
     "asyncio.Handle._callback": (),
     "asyncio.Task._log_destroy_pending": (),
 }  # fmt: skip
@@ -181,6 +189,39 @@ def ready_handles(loop: Any) -> collections.deque[asyncio.Handle]:
     """Give what a loop of asyncio's runs in its next turn; to look and to reorder."""
     handles: collections.deque[asyncio.Handle] = loop._ready  # noqa: SLF001
     return handles
+
+
+def turn_runner(loop: Any) -> Callable[[], None]:
+    """Give what runs one turn of a loop of asyncio's that does not run otherwise.
+
+    It does what run_forever does around each turn, but for the hooks of async
+    generators, which whoever drives several loops sets once.
+    """
+    enter = functools.partial(asyncio._set_running_loop, loop)  # noqa: SLF001
+    leave = functools.partial(asyncio._set_running_loop, None)  # noqa: SLF001
+    run_once, thread = loop._run_once, threading.get_ident()  # noqa: SLF001
+
+    def run_turn() -> None:
+        loop._thread_id = thread  # noqa: SLF001
+        enter()
+        try:
+            run_once()
+        finally:
+            loop._thread_id = None  # noqa: SLF001
+            leave()
+
+    return run_turn
+
+
+def begin_generator(loop: Any, generator: Any) -> None:
+    """Tell a loop of asyncio's of an async generator that begins in it."""
+    loop._asyncgen_firstiter_hook(generator)  # noqa: SLF001
+
+
+def finish_generator(loop: Any, generator: Any) -> None:
+    """Tell a loop that nobody holds an async generator any more, if it began in it."""
+    if generator in loop._asyncgens:  # noqa: SLF001
+        loop._asyncgen_finalizer_hook(generator)  # noqa: SLF001
 
 
 def next_timer(loop: Any) -> float | None:

@@ -77,7 +77,8 @@ class SimNetwork:
         self._rng = random.Random(seed)
         self._devices: dict[bytes, SimDevice] = {}
         self._queue_pairs: dict[int, SimQueuePair] = {}
-        self._streams: list[Stream] = []
+        self._streams: dict[Stream, None] = {}
+        """Where something may wait, in the order in which it began to."""
         self._regions = 0
         self.faults = Faults(self)
         """What may go wrong beside `cut`, `hold`, `delay` and the two ``fail_``s."""
@@ -116,6 +117,14 @@ class SimNetwork:
         """Tell when the next item can be delivered; None when there is none."""
         dues = [stream.items[0].due for stream in self._ready_streams()]
         return min(dues, default=None)
+
+    def is_ready(self) -> bool:
+        """Tell, quickly, whether `step` would deliver something."""
+        now = self.now
+        for stream in self._streams:
+            if stream.is_ready and stream.items[0].due <= now:
+                return True
+        return False
 
     def step(self) -> bool:
         """Deliver one item.
@@ -160,6 +169,8 @@ class SimNetwork:
         raise RuntimeError(text)
 
     def _ready_streams(self) -> list[Stream]:
+        for stream in [stream for stream in self._streams if not stream.items]:
+            del self._streams[stream]
         return [stream for stream in self._streams if stream.is_ready]
 
     # --- faults --------------------------------------------------------------------
@@ -214,9 +225,7 @@ class SimNetwork:
 
     def new_stream(self, name: str) -> Stream:
         """Make a stream."""
-        stream = Stream(name)
-        self._streams.append(stream)
-        return stream
+        return Stream(name)
 
     def new_region_number(self) -> int:
         """Number the regions of the network from 1."""
@@ -237,18 +246,14 @@ class SimNetwork:
         if stream.items:
             due = max(due, stream.items[-1].due)
         stream.items.append(Item(due, text, effect))
+        self._streams[stream] = None
         self._run_if_auto()
 
     def later(self, seconds: float, text: str, effect: Callable[[], None]) -> None:
         """Let something happen by itself after some seconds."""
         stream = self.new_stream("later")
-
-        def happen() -> None:
-            self._streams.remove(stream)
-            effect()
-
         stream.delay = seconds
-        self.post(stream, text, happen)
+        self.post(stream, text, effect)
 
     def _run_if_auto(self) -> None:
         if self.auto and not self._is_running:
@@ -288,7 +293,7 @@ class SimNetwork:
     def forget_queue_pair(self, queue_pair: SimQueuePair) -> None:
         """Take a closed queue pair off the network, and tell who still calls it."""
         del self._queue_pairs[queue_pair.number]
-        self._streams.remove(queue_pair.answers)
+        self._streams.pop(queue_pair.answers, None)
         queue_pair.answers.items.clear()
         for other in self._queue_pairs.values():
             remote = other.remote
@@ -298,7 +303,7 @@ class SimNetwork:
 
     def forget_stream(self, stream: Stream) -> None:
         """Take a stream away that nobody posts to any more."""
-        self._streams.remove(stream)
+        self._streams.pop(stream, None)
 
     def forget_device(self, device: SimDevice) -> None:
         """Take a closed device off the network."""

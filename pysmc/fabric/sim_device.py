@@ -78,9 +78,10 @@ class Stream:
     @property
     def is_ready(self) -> bool:
         """Whether there is something that only the clock may keep back."""
+        if not self.items or self.is_held:
+            return False
         peer = self.waits_for
-        is_early = peer is not None and peer.is_open and not peer.is_connected
-        return bool(self.items) and not self.is_held and not is_early
+        return peer is None or peer.is_connected or not peer.is_open
 
 
 class SimRegion(MemoryRegion):

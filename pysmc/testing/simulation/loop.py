@@ -244,15 +244,8 @@ class WorldLoop(Loop):
 
     # One turn
 
-    def turn(self) -> None:
-        """Run one turn: what is ready now, and what this makes ready for now."""
-        self.stop()  # once round, and without waiting
-        self.run_forever()
-
     def has_turn(self, now: float) -> bool:
-        """Whether a turn would do something."""
-        if cpython.ready_handles(self):
-            return True
+        """Whether a turn would do something, beside what is ready already."""
         selector: Any = self._fabric_selector
         if selector.has_events():
             return True

@@ -64,6 +64,8 @@ class Process:
         self._selector: Any = None
         self.descriptors = Descriptors(self._touch)
         self.loop = WorldLoop(self)
+        self._ready = cpython.ready_handles(self.loop)
+        self._run_turn = cpython.turn_runner(self.loop)
 
     def __repr__(self) -> str:
         return f"<Process {self.name}>"
@@ -169,14 +171,16 @@ class Process:
 
     def is_ready(self, now: float) -> bool:
         """Whether a turn of its loop would do something."""
-        return self.is_alive and not self.is_stopped and self.loop.has_turn(now)
+        if self.is_crashed or self.is_stopped:
+            return False
+        return bool(self._ready) or self.loop.has_turn(now)
 
     def step(self) -> None:
         """Run one turn of its loop."""
         self.turns += 1
         if self.world.is_tracing:
             self.world.note(f"{self.name} turn {self.turns}")
-        self.loop.turn()
+        self._run_turn()
 
     def next_due(self) -> float | None:
         """When time alone gives it something to do."""
@@ -189,6 +193,11 @@ class Process:
         if not self.is_alive:
             return []
         return [task for task in list(self.tasks) if not task.done()]
+
+    def finish_generator(self, generator: Any) -> None:
+        """Let an async generator of its loop end, that nobody holds any more."""
+        if self.is_alive:
+            cpython.finish_generator(self.loop, generator)
 
     def take_error(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
@@ -215,7 +224,7 @@ class Process:
 
     def order(self, ready: deque[asyncio.Handle]) -> None:
         """Put the steps of tasks of one turn in order, and cancel where it is due."""
-        if not ready or not (self._cancels or self.world.is_shuffling):
+        if not (self._cancels or (len(ready) > 1 and self.world.is_shuffling)):
             return
         owners = [cpython.callback_owner(handle) for handle in ready]
         steps = [n for n, owner in enumerate(owners) if isinstance(owner, asyncio.Task)]

@@ -15,11 +15,15 @@ what a loop may do.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import random
+import sys
+import zlib
 from typing import TYPE_CHECKING, Any
 
+from pysmc.aio import cpython
 from pysmc.aio.devices import CODEC
 from pysmc.config import Config
 from pysmc.fabric.sim import SimNetwork
@@ -27,7 +31,6 @@ from pysmc.testing.simulation.process import Process
 from pysmc.testing.simulation.tcp import TcpNetwork
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator
 
 __all__ = ["Stuck", "TooManySteps", "World"]
@@ -103,8 +106,8 @@ class World:
         self.tcp = TcpNetwork(
             lambda: self.now, self.stream("tcp"), self.note, is_tracing=trace
         )
-        if trace:
-            self.network.trace = self.trace
+        self.network.trace = self.trace
+        self.network.tracing = trace
         self._next_process = 0
         self.is_closed = False
         """Whether `close` was called."""
@@ -114,7 +117,7 @@ class World:
 
     def stream(self, name: str) -> random.Random:
         """Make a source of random numbers that depends on the seed and a name alone."""
-        return random.Random(f"{self.seed} {name}")
+        return random.Random(self.seed << 32 | zlib.crc32(name.encode()))
 
     def process(self, name: str, config: Config | None = None) -> Process:
         """Start a process.
@@ -161,8 +164,7 @@ class World:
         ready: list[Any] = [p for p in self.processes if p.is_ready(now)]
         if self.tcp.active:
             ready += self.tcp.ready(now)
-        due = self.network.next_due()
-        if due is not None and due <= now:
+        if self.network.is_ready():
             ready.append(self.network)
         if not ready:
             return False
@@ -170,8 +172,6 @@ class World:
         count = len(ready)
         choice = int(self.chance() * count) if self.is_shuffling else self.steps % count
         ready[choice].step()
-        if not self.is_tracing:
-            self.network.trace.clear()
         if self.check_every and self.steps % self.check_every == 0:
             self.check()
         return True
@@ -211,7 +211,7 @@ class World:
         """
         first = self.steps
         is_over, end = _condition(until)
-        with _without_collector():
+        with _in_charge(self.processes):
             while is_over is None or not is_over():
                 if self.steps - first >= limit:
                     message = f"{self!r} has not come to an end"
@@ -263,7 +263,7 @@ class World:
         if self.is_closed:
             return []
         self.is_closed = True
-        with _without_collector():
+        with _in_charge(self.processes):
             tasks = [task for p in self.processes for task in p.names_of_waiting()]
             if any(p.open_sockets() for p in self.processes):
                 # asyncio leaves some to the collector, such as a connection that was
@@ -316,13 +316,26 @@ def _condition(
 
 
 @contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Let objects die by their references alone: that happens at the same points."""
-    was_on = gc.isenabled()
+def _in_charge(processes: list[Process]) -> Iterator[None]:
+    """Do for all loops what each does in run_forever, and keep the collector out.
+
+    So objects die by their references alone, at the same points of every run.
+    """
+
+    def begin(generator: Any) -> None:
+        cpython.begin_generator(asyncio.get_running_loop(), generator)
+
+    def finish(generator: Any) -> None:
+        for process in processes:
+            process.finish_generator(generator)
+
+    was_on, hooks = gc.isenabled(), sys.get_asyncgen_hooks()
     gc.disable()
+    sys.set_asyncgen_hooks(begin, finish)
     try:
         yield
     finally:
+        sys.set_asyncgen_hooks(*hooks)
         if was_on:
             gc.enable()
 

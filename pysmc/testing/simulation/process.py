@@ -32,6 +32,8 @@ __all__ = ["Process"]
 
 CLOSES_OF_A_COROUTINE = 8
 """A coroutine that waits again where it should end is told so often."""
+PLAIN_TURNS = 0.25
+"""Part of the turns that run in asyncio's own order."""
 
 
 class Process:
@@ -239,11 +241,12 @@ class Process:
     def _mix(self, ready: deque[asyncio.Handle], steps: list[int]) -> None:
         """Move the steps of tasks behind what was ready with them, or leave them."""
         chance, count = self._chance, len(ready)
+        if chance() < PLAIN_TURNS:
+            return
         # Each step gets a place at or behind its own; callbacks keep theirs.
         places = [float(n) for n in range(count)]
         for n in steps:
-            if chance() < 0.5:
-                places[n] = n + chance() * (count - n)
+            places[n] = n + chance() * (count - n)
         handles = list(ready)
         ready.clear()
         ready.extend(handles[n] for n in sorted(range(count), key=places.__getitem__))

@@ -14,7 +14,7 @@ from pysmc.testing.simulation import World
 from pysmc.testing.simulation.loop import SimSelector
 from tests.testing.simulation.kit import begin
 
-SEEDS = 40
+SEEDS = 60
 
 
 def orders(play: Any, shuffle: bool = True) -> set[tuple[Any, ...]]:

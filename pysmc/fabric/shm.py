@@ -47,6 +47,8 @@ from pysmc.fabric.shm_arena import (
     REGION_BYTES_MIN,
     Arena,
     RegionMap,
+    allocate,
+    empty,
     is_shortage,
     no_memory,
     populate,
@@ -63,6 +65,7 @@ from pysmc.fabric.shm_ring import (
 )
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Callable
 
 __all__ = ["ShmDevice", "ShmDomain", "ShmRegion", "host_eid"]
@@ -129,11 +132,8 @@ class ShmRegion(MemoryRegion):
     def clear(self, count: int | None = None) -> None:
         """Fill with zeros and forget updates; see `MemoryRegion.clear`."""
         self._domain.device.refuse_if_forked()
-        memory, start = self.memory, self.offset
-        end = start + (self.length if count is None else min(count, self.length))
-        for at in range(start, end, len(_ZEROS)):
-            stop = min(at + len(_ZEROS), end)
-            memory[at:stop] = _ZEROS if stop - at == len(_ZEROS) else bytes(stop - at)
+        end = self.length if count is None else min(count, self.length)
+        _fill_with_zeros(self.memory, self.offset, self.offset + end)
         for queue_pair in self._domain.queue_pairs:
             queue_pair.inbox.clear(self.slot)
 
@@ -182,16 +182,29 @@ class ShmDomain(ProtectionDomain):
             self._add_arena(max(length, ARENA_BYTES))
             place = self._map.take(length)
             assert place is not None
+        if not is_fresh:
+            self._refresh(place, length)
         slot = self._slots.popleft()
         rkey = self.device.next_generation() << 16 | slot
         region = ShmRegion(self, slot, rkey, place, length)
         self._regions[slot] = region
         populate(region.memory, region.offset, min(length, _POPULATED_AT_ONCE))
-        if not is_fresh:
-            region.clear()
         for queue_pair in self.queue_pairs:
             queue_pair.inbox.describe(slot, region.descriptor)
         return region
+
+    def _refresh(self, place: tuple[int, int], length: int) -> None:
+        """Make a place of an arena that was in use new: pages of zeros."""
+        number, offset = place
+        arena = self.arenas[number]
+        try:
+            # A peer may have written there after the pages were given back.
+            if not empty(arena.memory, offset, length):
+                _fill_with_zeros(arena.memory, offset, offset + length)
+            allocate(arena.descriptor, offset, length)
+        except OSError as exc:
+            self._map.give_back(place, length)
+            raise no_memory(exc, "register memory") from exc
 
     def _add_arena(self, length: int) -> None:
         operation = "register memory"
@@ -224,6 +237,8 @@ class ShmDomain(ProtectionDomain):
         for queue_pair in self.queue_pairs:
             queue_pair.inbox.describe(region.slot, 0)
         self._slots.append(region.slot)
+        if self._open:  # else the whole arena goes
+            empty(region.memory, region.offset, region.length)
         self._map.give_back(region.place, region.length)
 
     def forget_queue_pair(self, queue_pair: ShmQueuePair) -> None:
@@ -565,6 +580,12 @@ class ShmDevice(Device):
             queue_pair.after_fork_in_child()
         if self._endpoint is not None:
             self._endpoint.close_descriptors()
+
+
+def _fill_with_zeros(memory: mmap.mmap, start: int, end: int) -> None:
+    for at in range(start, end, len(_ZEROS)):
+        stop = min(at + len(_ZEROS), end)
+        memory[at:stop] = _ZEROS if stop - at == len(_ZEROS) else bytes(stop - at)
 
 
 def _nothing() -> None:

@@ -41,6 +41,7 @@ _F_SEAL_FUTURE_WRITE = 0x0010  # unknown to `fcntl` before Python 3.13
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; hardened systems allow no memfd without it
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; `mmap` has no name for it
+_MADV_REMOVE = 9
 
 _SHORTAGE = frozenset(
     {
@@ -147,6 +148,28 @@ def unmap(memory: mmap.mmap) -> bool:
     return True
 
 
+def empty(memory: mmap.mmap, offset: int, length: int) -> bool:
+    """Make a hole: the pages go back to the kernel, and read as zeros from then on.
+
+    Returns:
+        False where the kernel cannot; the pages stay as they are.
+    """
+    try:
+        memory.madvise(_MADV_REMOVE, offset, length)
+    except OSError:
+        return False
+    return True
+
+
+def allocate(descriptor: int, offset: int, length: int) -> None:
+    """Have pages where holes may be, so that no touch has to find one.
+
+    Raises:
+        OSError: There is no memory for them.
+    """
+    os.posix_fallocate(descriptor, offset, length)
+
+
 def populate(memory: mmap.mmap, offset: int, length: int) -> None:
     """Enter pages in our page table ahead of their use, where the kernel can.
 
@@ -186,9 +209,11 @@ def map_peer_arena(descriptor: int, length: int | None = None) -> mmap.mmap:
 def _checked_size(descriptor: int, length: int | None) -> int:
     facts = os.fstat(descriptor)
     size = facts.st_size
-    if not stat.S_ISREG(facts.st_mode) or facts.st_blksize != mmap.PAGESIZE:
-        # Huge pages come out of a pool that can run dry at the first touch.
-        text = f"its pages are {facts.st_blksize} bytes, {mmap.PAGESIZE} required"
+    page = os.fstatvfs(descriptor).f_bsize
+    if not stat.S_ISREG(facts.st_mode) or page != mmap.PAGESIZE:
+        # Huge pages come out of a pool that can run dry at the first touch. Not asked
+        # of fstat(), whose answer is about transparent ones.
+        text = f"its pages are {page} bytes, {mmap.PAGESIZE} required"
         raise ValueError(text)
     if length is not None and size != length:
         text = f"its size is {size} bytes, {length} required"

@@ -28,7 +28,16 @@ from pysmc.fabric.shm import ShmDomain
 from pysmc.fabric.shm_arena import Arena
 from pysmc.fabric.shm_link import ShmQueuePair
 from tests.fabric.hostile_lies import HONEST, KINDS
-from tests.fabric.hostile_lines import CONFIG, GOOD, KIB, MOST_SENT, marked, piece, tell
+from tests.fabric.hostile_lines import (
+    CONFIG,
+    GOOD,
+    KIB,
+    MOST_SENT,
+    make_small_arenas,
+    marked,
+    piece,
+    tell,
+)
 
 if TYPE_CHECKING:
     import mmap
@@ -371,6 +380,7 @@ async def warm_up() -> None:
 
 def main() -> None:
     """Fork until the input ends."""
+    make_small_arenas()
     pysmc.run(warm_up(), config=CONFIG)
     gc.collect()
     gc.freeze()

@@ -32,6 +32,7 @@ from tests.fabric.hostile_lines import (
     MOST_SENT,
     first_difference,
     listen,
+    make_small_arenas,
     marked,
     piece,
     tell,
@@ -311,6 +312,7 @@ def break_positions() -> None:
 
 def main() -> None:
     """Run one of the programs until its input ends."""
+    make_small_arenas()
     loop = pysmc.new_event_loop(CONFIG)
     if sys.argv[1] == "victim":
         if sys.argv[2]:

@@ -91,6 +91,13 @@ class Arena:
         self.lies: Counter[str] = Counter()
         """Of each kind, since the beginning."""
         self.programs: list[Program] = []
+        try:
+            self._begin(broken)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, broken: str) -> None:
         self.victim = self._start("hostile_victim", "victim", broken)
         facts = self.victim.answer()
         self.steady = self._start("hostile_victim", "steady", str(facts["steady"]))

@@ -237,9 +237,9 @@ class ShmDomain(ProtectionDomain):
         for queue_pair in self.queue_pairs:
             queue_pair.inbox.describe(region.slot, 0)
         self._slots.append(region.slot)
+        (_, offset), length = self._map.give_back(region.place, region.length)
         if self._open:  # else the whole arena goes
-            empty(region.memory, region.offset, region.length)
-        self._map.give_back(region.place, region.length)
+            empty(region.memory, offset, length)
 
     def forget_queue_pair(self, queue_pair: ShmQueuePair) -> None:
         """Take a queue pair off the lists; only its own close calls this."""

@@ -286,12 +286,17 @@ class RegionMap:
             self._free.setdefault(whole, set()).add((arena, offset + whole))
         return arena, offset
 
-    def give_back(self, place: tuple[int, int], length: int) -> None:
+    def give_back(
+        self, place: tuple[int, int], length: int
+    ) -> tuple[tuple[int, int], int]:
         """Give a place back, together with the free half beside it.
 
         Args:
             place: What `take` returned.
             length: With what it was asked.
+
+        Returns:
+            The free place that it is a part of now, and that one's length.
         """
         arena, offset = place
         while length < self._lengths[arena]:
@@ -302,3 +307,4 @@ class RegionMap:
             offset &= ~length
             length *= 2
         self._free.setdefault(length, set()).add((arena, offset))
+        return (arena, offset), length

@@ -6,9 +6,15 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from pysmc.testing.invariants import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytest_plugins = ["house_gate", "long_runs"]
 
@@ -49,3 +55,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("netns") and _network_namespaces_missing():
             item.add_marker(pytest.mark.skip(reason=_network_namespaces_missing()))
+
+
+@pytest.fixture(scope="session")
+def _watch() -> Iterator[Watch]:
+    watch = Watch()
+    watch.install()
+    yield watch
+    watch.remove()
+
+
+@pytest.fixture(autouse=True)
+def invariants(_watch: Watch) -> Iterator[Watch]:
+    """Fail the test in which an invariant of drivers or transports is broken.
+
+    A test that breaks one on purpose takes what was found (`Watch.take`).
+    """
+    yield _watch
+    found = _watch.take()
+    if found:
+        pytest.fail("\n\n".join(map(str, found)), pytrace=False)

@@ -13,17 +13,15 @@ Reference: RFC 7609 names no limits; kernel counterpart: smc_hs_congested() in a
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import endpoint, is_local
 from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pysmc.config import Config
 
 __all__ = ["Admission"]
@@ -57,24 +55,27 @@ class Admission:
         """Whether one too many may at least be told so: as many again."""
         return self._count < 2 * self._config.max_handshakes
 
-    @contextlib.contextmanager
-    def negotiating(self, host: str | None = None) -> Iterator[None]:
+    def negotiating(self, host: str | None = None) -> AbstractContextManager[None]:
         """Count a negotiation while it lasts.
 
         Args:
             host: Numeric address of the client, if it is counted by that.
         """
+        return _Counted(self, host)
+
+    def begin(self, host: str | None) -> None:
+        """Count one more."""
         self._count += 1
         if host is not None:
             self._by_host[host] += 1
-        try:
-            yield
-        finally:
-            self._count -= 1
-            if host is not None:
-                self._by_host[host] -= 1
-                if not self._by_host[host]:
-                    del self._by_host[host]
+
+    def end(self, host: str | None) -> None:
+        """Count one less."""
+        self._count -= 1
+        if host is not None:
+            self._by_host[host] -= 1
+            if not self._by_host[host]:
+                del self._by_host[host]
 
     def exceeded(self, host: str | None = None, times: int = 1) -> str | None:
         """Name the limit that is exceeded by what is counted now, None for none.
@@ -113,6 +114,22 @@ class Admission:
         """
         text = "the limit %s = %d is reached; from now on this is counted, not logged"
         log.warning(text, name, limit)
+
+
+class _Counted(AbstractContextManager[None]):
+    """A negotiation that lasts; a generator would take five times as much memory."""
+
+    __slots__ = ("_admission", "_host")
+
+    def __init__(self, admission: Admission, host: str | None) -> None:
+        self._admission = admission
+        self._host = host
+
+    def __enter__(self) -> None:
+        self._admission.begin(self._host)
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.end(self._host)
 
 
 def _is_here(host: str) -> bool:

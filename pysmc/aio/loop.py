@@ -374,15 +374,17 @@ class Loop(asyncio.SelectorEventLoop):
             if conn in self._outcomes:
                 self._drop_outcome(conn)
 
-    async def _settle_accepted(
+    def _settle_accepted(
         self, conn: socket.socket, why: Reason | None
-    ) -> Outcome:
-        driver = self.driver
+    ) -> Coroutine[Any, Any, Outcome]:
         if why is None:
             conn.setblocking(False)  # noqa: FBT003
-            return await negotiate_server(driver, conn)
+            return negotiate_server(self.driver, conn)
+        return self._stay_tcp(conn, why)
+
+    async def _stay_tcp(self, conn: socket.socket, why: Reason) -> Outcome:
         try:
-            return driver.on_tcp("server", why)
+            return self.driver.on_tcp("server", why)
         except Declined:
             conn.close()
             raise

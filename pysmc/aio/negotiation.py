@@ -147,6 +147,7 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
             if not verdict.smc:
                 return driver.on_tcp("server", verdict.reason)
             negotiation = Negotiation(driver, conn, "server", verdict.process)
+            del verdict  # whoever stalls from here on costs as little as can be
             return await negotiation.run()
     except BaseException:
         conn.close()
@@ -197,7 +198,8 @@ class Negotiation:
         """What ended the connection before a transport took it."""
         self.peer_done = False
         """Whether the peer had finished writing by then."""
-        self.salvaged: deque[memoryview] = deque()
+        # None, because an empty deque is larger than all the rest of a negotiation.
+        self.salvaged: deque[memoryview] | None = None
         """What had arrived by then."""
         self._handshake: Handshake | None = None
         self._outbox = b""

@@ -15,6 +15,7 @@ import socket
 import struct
 import warnings
 import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
 from pysmc.aio import cpython
@@ -69,7 +70,7 @@ class EndingTransport(cpython.FlowControlMixin):
         self._pair = connection.link.handle
         # It may be over already: a peer that is quick wrote, closed and left.
         self._over = negotiation.error  # it is lost; bytes may still be owed
-        self._salvaged = negotiation.salvaged
+        self._salvaged: deque[memoryview] = negotiation.salvaged or deque()
         self._released = self._over is not None  # our side of it has ended
         self._memory: Any = None
         self._view: Any = None

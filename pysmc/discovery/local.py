@@ -404,6 +404,25 @@ class Mark:
 class Offer:
     """The server's end: one accepted connection that was marked."""
 
+    # Whoever is found and does not answer costs as little as can be.
+    __slots__ = (
+        "_abandoned",
+        "_begin",
+        "_conn",
+        "_delay",
+        "_done",
+        "_id",
+        "_instead",
+        "_loop",
+        "_offered",
+        "_process",
+        "_retry",
+        "_unix",
+        "_users",
+        "_verdict",
+        "_wait_seconds",
+    )
+
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,

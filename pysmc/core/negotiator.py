@@ -163,7 +163,9 @@ class Negotiator:
             case state.AWAIT_DECLINE:
                 self.decline_link(handshake, now)
             case state.AWAIT_ADD_LINK:
-                # Linux goes on with one link, and so do we.
+                # Linux goes on with one link, and so do we. Half a Decline may be
+                # there, whose rest never comes.
+                self._set_deadline(handshake, now + self._config.decline_wait)
                 self.add_link_over(handshake)
             case _:
                 message = (

@@ -130,6 +130,24 @@ def test_half_a_decline_at_the_hand_over_is_waited_for(role: str) -> None:
         pair.shutdown()
 
 
+def test_half_a_decline_does_not_hold_up_version_20_for_ever() -> None:
+    """ADD LINK does not come either: what is left to wait for has a deadline."""
+    pair = CorePair(replace(SMALL, release=0))
+    client, server = pair.connect()
+    pair.drive_until(lambda: client.state is HandshakeState.AWAIT_ADD_LINK)
+    pair.hold("send", pair.client)
+    pair.send_tcp(server, DECLINE.build()[:7])
+    pair.drive()
+    pair.advance(2.1)
+    assert client.state is HandshakeState.HANDOVER
+    pair.advance(1.0)
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, Failed)
+    assert isinstance(verdict.error, HandshakeTimeout)
+    pair.advance(100)
+    pair.shutdown()
+
+
 def test_half_a_decline_keeps_a_client_from_declining_at_once() -> None:
     pair, client, server = at(HandshakeState.AWAIT_LINK, role="client")
     assert client.link is not None

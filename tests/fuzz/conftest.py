@@ -7,7 +7,15 @@ import sys
 from pathlib import Path
 
 # In the order in which they import each other.
-MODULES = ("target", "wire_checker", "kit", "targets_wire", "in_path")
+MODULES = (
+    "target",
+    "wire_checker",
+    "kit",
+    "targets_wire",
+    "in_path",
+    "targets_core",
+    "targets_shm",
+)
 
 
 def _load(name: str) -> None:

@@ -42,6 +42,8 @@ PATIENCE = 100.0
 """Simulated seconds after which something that did not happen never will: more than
 all waits of a handshake and TEST LINK together."""
 NAMES = ("client", "server")
+DECLINE = 4
+"""Type of the CLC message."""
 
 
 @cache
@@ -96,7 +98,18 @@ class Change(NamedTuple):
     @property
     def adds(self) -> bool:
         """Whether bytes may arrive behind the last message that nobody sent there."""
-        return self.kind in {"repeat", "insert", "overtake"}
+        return self.kind in {"repeat", "insert", "overtake"} and self.is_on_tcp
+
+    @property
+    def is_on_tcp(self) -> bool:
+        """Whether it happens to a CLC message."""
+        return self.place.plane == "tcp"
+
+    @property
+    def is_late(self) -> bool:
+        """Whether a CLC message is held up for a second or more."""
+        seconds = {"delay": self.first, "overtake": self.first, "drip": self.second}
+        return self.is_on_tcp and seconds.get(self.kind, 0) % 120 >= 10
 
 
 Pieces = list[tuple[float, bytes]]
@@ -252,6 +265,8 @@ class Outcome:
     """Bytes that the change added, and that an application read on TCP."""
     bystander: str = ""
     """What became of the connection that was there before; empty: it works."""
+    crossed: bool = False
+    """Whether both ends declined after the Confirm, without knowing of each other."""
     misled: bool = False
     """Whether an end was told of another place in memory than the peer's element."""
     seconds: float = 0.0
@@ -389,6 +404,13 @@ class Journey:
         """Let both write, and read whatever arrives."""
         outcome = Outcome({name: self._mode(name) for name in NAMES})
         outcome.seconds, outcome.misled = self.pair.now, self._misled
+        outcome.crossed = all(
+            any(
+                data[4] == DECLINE and place[:2] == (name, "tcp") and place.number
+                for place, data in self.said.items()
+            )
+            for name in NAMES
+        )
         sent, read = dict.fromkeys(NAMES, 0), {name: bytearray() for name in NAMES}
         for name in NAMES:
             if outcome.modes[name] == "tcp":

@@ -26,6 +26,8 @@ CORPUS = Path(__file__).with_name("corpus")
 # runs see what the target itself reaches.
 _MODULES = {
     "targets_wire": ("clc", "llc", "cdc", "tcp-option", "decode"),
+    "targets_core": ("core-messages", "core-pair"),
+    "targets_shm": ("shm-ring", "shm-link"),
 }
 NAMES = tuple(name for names in _MODULES.values() for name in names)
 

@@ -83,7 +83,8 @@ def _run_or_tell(kit: Any, target: Any, data: bytes) -> None:
     try:
         target.run(data)
     except BaseException:
-        say(f"INPUT: {data.hex()}\nREPEAT: {kit.reproduce(target.name, data)}")
+        whole = target.told(data)
+        say(f"INPUT: {whole.hex()}\nREPEAT: {kit.reproduce(target.name, whole)}")
         sys.stdout.flush()
         raise
 

@@ -75,7 +75,7 @@ def test_mutated_inputs_show_no_fault(name):
         try:
             target.run(data)
         except BaseException as fault:
-            fault.add_note(kit.reproduce(name, data))
+            fault.add_note(kit.reproduce(name, target.told(data)))
             raise
 
 

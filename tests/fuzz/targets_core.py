@@ -1,0 +1,422 @@
+"""Fuzz targets for the core: one endpoint, and two with somebody between them.
+
+``core-messages`` brings an endpoint into one of the named states of
+`pysmc.testing.states` and lets anything arrive there: bytes, genuine messages with a
+few bytes changed, cursors near every bound, lost links, passing time, and what the
+application may do. Nothing is raised but what is documented, the invariants hold after
+each step, and connections that others have with it are left alone.
+
+``core-pair`` plays two good ends; the input chooses what happens next and changes what
+is on its way. Bytes of a stream that nobody touched are read as they were written.
+"""
+
+from __future__ import annotations
+
+import pickle
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from pysmc.core.events import Established, FellBack
+from pysmc.core.link import LinkState
+from pysmc.errors import LocalProtocolError
+from pysmc.testing.deliver import (
+    Answer,
+    EndpointIn,
+    LinkLost,
+    OnLink,
+    OnTcp,
+    PairConnected,
+    PublishCompleted,
+    TcpLost,
+    TimePasses,
+)
+from pysmc.testing.messages import genuine
+from pysmc.testing.pair import SMALL, CorePair
+from pysmc.testing.states import STATES
+from smcproto import cdc, clc
+from smcproto.errors import DecodeError
+from tests.fuzz.target import Bytes, Kept, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pysmc.core.connection import Connection
+    from pysmc.core.handshake import Handshake
+    from pysmc.testing.pair_ends import PairEnd
+
+__all__ = ["TARGETS"]
+
+NAMES = tuple(STATES)
+SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 3.0, 6.0, 31.0, 700.0)
+MOST_BYTES = 96
+HISTORY_BYTES = 1024
+
+
+# One endpoint
+
+
+@cache
+def _genuine(state: str) -> tuple[list[bytes], list[bytes]]:
+    """Give the bytes of genuine messages, for TCP and for the link."""
+    endpoint = EndpointIn(state, bystanders=True)
+    found = [*endpoint.awaited, *genuine(endpoint).values()]
+    of_clc = [each.build() for each in found if hasattr(type(each), "SMCD")]
+    others = [each.build() for each in found if not hasattr(type(each), "SMCD")]
+    return of_clc or [clc.Decline(2, False, bytes(8), 0).build()], others
+
+
+class Play:
+    """One endpoint in a state, and an input that says what arrives."""
+
+    def __init__(self, number: int) -> None:
+        self.state = NAMES[number % len(NAMES)]
+        self.endpoint = EndpointIn(self.state, bystanders=True)
+        self.endpoint.scene.pair.checking = False
+        first, link = self.endpoint.scene.bystanders[0], self.endpoint.link
+        # Whom nothing may happen to; somebody on the same link goes with it.
+        shared = link is not None and link.group is first.group
+        self.stranger = None if shared or not first.is_open else first
+
+    def go_on(self, source: Bytes) -> None:
+        """Do what the input says, and check after each step."""
+        scene = self.endpoint.scene
+        while source:
+            choice = source.byte()
+            self._STEPS[choice % len(self._STEPS)](self, source)
+            scene.me.settle()
+            scene.pair.wire.notes.clear()
+            scene.me.endpoint.check()
+            if self.stranger is not None:
+                assert self.stranger.is_open, "somebody else's connection ended"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing much can happen any more."""
+        endpoint = self.endpoint
+        link, connection = endpoint.link, endpoint.connection
+        handshake = endpoint.handshake
+        if connection is not None:
+            return connection.error is not None or connection.is_ended
+        return handshake is None or handshake.is_over or link is None
+
+    def _arrive(self, what: Any) -> None:
+        if self.endpoint.takes(type(what)):
+            self.endpoint._arrive(what)
+
+    def _tcp(self, source: Bytes) -> None:
+        self._arrive(OnTcp(source.take(source.byte() % 48)))
+
+    def _clc(self, source: Bytes) -> None:
+        known = _genuine(self.state)[0]
+        data = source.patch(known[source.byte() % len(known)])
+        self._arrive(OnTcp(data))
+
+    def _link(self, source: Bytes) -> None:
+        self._on_link(source.take(source.byte() % 73))
+
+    def _llc(self, source: Bytes) -> None:
+        known = _genuine(self.state)[1]
+        if known:
+            self._on_link(source.patch(known[source.byte() % len(known)]))
+
+    def _on_link(self, data: bytes) -> None:
+        if data[:1] == b"\xfe":
+            try:
+                cdc.unpack(data)
+            except DecodeError:
+                return  # the fabric's business
+        if data:
+            self._arrive(OnLink(data))
+
+    def _update(self, source: Bytes) -> None:
+        """An update near what would be true."""
+        connection, link = self.endpoint.connection, self.endpoint.link
+        if connection is None or link is None:
+            return
+        produced = connection._ring.pack(
+            max(0, connection._rx_produced + _step(source))
+        )
+        consumed = connection._rx_reported
+        ring = connection._peer_ring
+        if ring is not None:
+            consumed = ring.pack(max(0, connection._tx_acked + _step(source)))
+        sequence = connection._peer_sequence + source.signed() & 0xFFFF
+        flags = (source.byte() << 8 | source.byte()) & 0xF8E0
+        update = (sequence, connection.alert_token, produced, consumed, flags)
+        self.endpoint.scene.me.feed_update(link, update)
+
+    def _time(self, source: Bytes) -> None:
+        seconds = SECONDS[source.byte() % len(SECONDS)]
+        if seconds:
+            self.stranger = None  # the stranger's peer answers nothing either
+        self._arrive(TimePasses(seconds))
+
+    def _answer(self, source: Bytes) -> None:
+        status = ("", "", "no memory", "unreachable")[source.byte() % 4]
+        self._arrive(Answer(status, "ENOMEM" if status else ""))
+
+    def _connected(self, source: Bytes) -> None:
+        status, link = ("", "", "unreachable")[source.byte() % 3], self.endpoint.link
+        if link is not None and link.state is LinkState.ACTIVATING:
+            self._arrive(PairConnected(status))
+
+    def _lost(self, source: Bytes) -> None:
+        if source.byte() % 2:
+            self._arrive(LinkLost())
+        else:
+            self._arrive(TcpLost(("", "reset")[source.byte() % 2]))
+
+    def _published(self, source: Bytes) -> None:
+        del source
+        connection = self.endpoint.connection
+        if connection is not None and connection._posted:
+            self._arrive(PublishCompleted())
+
+    def _application(self, source: Bytes) -> None:
+        connection, scene = self.endpoint.connection, self.endpoint.scene
+        verdict = connection is not None and connection.is_established
+        if connection is None or not verdict or connection.error is not None:
+            return
+        _use(scene.pair, scene.me, connection, source)
+
+    _STEPS: tuple[Callable[[Play, Bytes], None], ...] = (
+        _tcp, _clc, _clc, _link, _llc, _llc, _update, _update,
+        _time, _answer, _connected, _lost, _published, _application,
+    )  # fmt: skip
+
+
+def _step(source: Bytes) -> int:
+    """A distance: small, or near a bound of the element."""
+    choice, by = source.byte(), source.signed()
+    return (0, 1, 16 << 10, 32 << 10, 1 << 16, 1 << 31)[choice % 6] + by
+
+
+def _use(pair: CorePair, end: PairEnd, connection: Connection, source: Bytes) -> None:
+    """What an application does."""
+    choice, amount = source.byte() % 6, 1 << source.byte() % 16
+    try:
+        if choice == 0:
+            pair.write(end, connection, bytes(amount))
+        elif choice <= 2:
+            pair.read(end, connection, amount)
+        elif choice == 3:
+            pair.shutdown_write(end, connection)
+        elif choice == 4:
+            pair.close(end, connection)
+        else:
+            pair.abort(end, connection)
+    except LocalProtocolError:
+        return  # it wrote after it had closed
+
+
+_plays = Kept(Play, HISTORY_BYTES)
+
+
+def _messages(data: bytes) -> None:
+    if not data:
+        return
+    number = data[0] % len(NAMES)
+    play = _plays.take(number, data[1:])
+    play.go_on(Bytes(data[1:]))
+    if play.is_over:
+        _plays.drop(number)
+
+
+def _message_seeds() -> list[bytes]:
+    """One input for each state: each genuine message, then time."""
+    seeds = []
+    for number, state in enumerate(NAMES):
+        of_clc, others = _genuine(state)
+        body = bytearray()
+        for index in range(min(4, len(others))):
+            body += bytes((4, index, 0))
+        for index in range(min(2, len(of_clc))):
+            body += bytes((1, index, 0))
+        seeds.append(bytes((number,)) + bytes(body) + bytes((8, 4, 13, 1, 9)))
+    return seeds
+
+
+# Two ends
+
+
+class Stream:
+    """What one application writes and the other one reads."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.read = 0
+
+
+PATTERN = bytes(range(251)) * 300
+
+
+class Duel:
+    """Two ends, and somebody who decides what is delivered, and changed, when."""
+
+    def __init__(self, number: int) -> None:
+        self.pair: CorePair = pickle.loads(_duel(number % 4))
+        self.pair.checking = False
+        self.tainted: set[Any] = set()
+        self.opened: list[tuple[Handshake, Handshake]] = []
+        self.streams: dict[tuple[int, int], Stream] = {}
+
+    def go_on(self, source: Bytes) -> None:
+        """Do what the input says, and check who took part after each step."""
+        pair = self.pair
+        while source:
+            choice = source.byte()
+            end = self._STEPS[choice % len(self._STEPS)](self, source)
+            pair.wire.notes.clear()
+            for each in pair.ends if end is None else (end,):
+                each.endpoint.check()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether too much has been changed to go on."""
+        return len(self.opened) > 6
+
+    def _connect(self, source: Bytes) -> None:
+        if len(self.opened) < 4:
+            opener = self.pair.ends[source.byte() % 2]
+            self.opened.append(self.pair.connect(opener))
+
+    def _deliver(self, source: Bytes) -> PairEnd | None:
+        choices = self.pair.pending()
+        if choices:
+            chosen = choices[source.byte() % len(choices)]
+            self.pair.step(chosen)
+            return chosen.end
+        return None
+
+    def _drive(self, source: Bytes) -> None:
+        for _ in range(source.byte() % 32):
+            if not self.pair.step():
+                return
+
+    def _time(self, source: Bytes) -> None:
+        self.pair.advance(SECONDS[source.byte() % (len(SECONDS) - 1)])
+
+    def _change(self, source: Bytes) -> None:
+        """Change something that is on its way."""
+        end = self.pair.ends[source.byte() % 2]
+        kind = source.byte() % 3
+        if kind == 0:
+            moving = [tcp for tcp in end.tcp if tcp.transit]
+            if moving:
+                tcp = moving[source.byte() % len(moving)]
+                self.tainted |= {tcp.number}
+                tcp.transit[:] = source.patch(bytes(tcp.transit))
+            return
+        self.tainted.add("link")
+        for stub in end.queue_pairs.values():
+            if kind == 1 and stub.sends:
+                stub.sends[0] = source.patch(stub.sends[0])
+            elif kind == 2 and stub.updates:
+                packed = source.patch(cdc.pack(*stub.updates[0]))
+                try:
+                    stub.updates[0] = cdc.unpack(packed)
+                except DecodeError:
+                    stub.updates.popleft()
+
+    def _application(self, source: Bytes) -> None:
+        found = self._connections()
+        if not found:
+            return
+        tcp, end, connection = found[source.byte() % len(found)]
+        if connection.error is not None or connection.we_ended:
+            return
+        mine = self.streams.setdefault(
+            (tcp.number, tcp.end is self.pair.client), Stream()
+        )
+        theirs = self.streams.setdefault(
+            (tcp.number, tcp.end is not self.pair.client), Stream()
+        )
+        choice, amount = source.byte() % 8, 1 << source.byte() % 15
+        try:
+            if choice <= 2:
+                at = mine.written % 251
+                mine.written += self.pair.write(
+                    end, connection, PATTERN[at : at + amount]
+                )
+            elif choice <= 5:
+                data = self.pair.read(end, connection, amount)
+                self._compare(tcp.number, data, theirs)
+            elif choice == 6:
+                self.pair.shutdown_write(end, connection)
+            else:
+                self.pair.close(end, connection)
+        except LocalProtocolError:
+            return  # it wrote after it had closed
+
+    def _compare(self, number: int, data: bytes, stream: Stream) -> None:
+        at = stream.read % 251
+        stream.read += len(data)
+        if self.tainted:
+            return
+        assert stream.read <= stream.written, "read before it was written"
+        assert data == PATTERN[at : at + len(data)], "read something else"
+
+    def _connections(self) -> list[tuple[Any, PairEnd, Connection]]:
+        found = []
+        for both in self.opened:
+            for handshake in both:
+                tcp = self.pair.tcp(handshake)
+                if isinstance(tcp.verdict, Established):
+                    found.append((tcp, tcp.end, tcp.verdict.connection))
+                elif isinstance(tcp.verdict, FellBack) and not self.tainted:
+                    assert not tcp.arrived, "CLC bytes are left to the application"
+        return found
+
+    def _cut(self, source: Bytes) -> None:
+        if not self.opened:
+            return
+        handshake = self.opened[source.byte() % len(self.opened)][source.byte() % 2]
+        choice = source.byte() % 4
+        if choice == 0:
+            self.pair.cut_tcp(handshake)
+        elif choice == 1 and not handshake.is_over:
+            self.pair.abandon(handshake)
+        elif choice == 2 and handshake.link is not None and handshake.link.handle:
+            self.pair.cut_link(handshake.link)
+
+    _STEPS: tuple[Callable[[Duel, Bytes], PairEnd | None], ...] = (
+        _connect, _deliver, _deliver, _drive, _drive, _time, _change, _change,
+        _application, _application, _application, _cut,
+    )  # fmt: skip
+
+
+@cache
+def _duel(number: int) -> bytes:
+    pair = CorePair(SMALL, newest_only=bool(number & 1), publish_later=bool(number & 2))
+    return pickle.dumps(pair)
+
+
+_duels = Kept(Duel, HISTORY_BYTES)
+
+
+def _pair(data: bytes) -> None:
+    if not data:
+        return
+    number = data[0] % 4
+    duel = _duels.take(number, data[1:])
+    duel.go_on(Bytes(data[1:]))
+    if duel.is_over:
+        _duels.drop(number)
+
+
+def _pair_seeds() -> list[bytes]:
+    """A good connection with an echo, and one for each kind of change."""
+    echo = bytes((0, 0, 3, 31, 8, 0, 0, 9, 3, 31, 8, 1, 3, 9, 3, 31))
+    seeds = [bytes((number,)) + echo for number in range(4)]
+    for steps in range(10):
+        for kind in range(3):
+            for end in range(2):
+                body = bytes((0, 0, 3, steps, 6, end, kind, 0, 1, 20, 1))
+                seeds.append(b"\0" + body + echo[2:])
+    return seeds
+
+
+TARGETS = [
+    Target("core-messages", _messages, _message_seeds, MOST_BYTES, _plays.told),
+    Target("core-pair", _pair, _pair_seeds, MOST_BYTES, _duels.told),
+]

@@ -48,6 +48,8 @@ def _load(name: str) -> ModuleType:
 _load("standin")
 _load("rawpeer")
 _load("hostile_lines")
+_load("hostile_catalogue")
+_load("hostile_memory")
 _load("hostile_lies")
 
 

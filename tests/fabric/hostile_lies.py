@@ -2,32 +2,19 @@
 
 Each takes the attack (`hostile_peer.Attack`), connects, speaks the truth up to a point
 and then lies. The kinds in `HONEST` do nothing that a correct victim could notice:
-their streams must arrive whole and in order.
+their streams must arrive whole and in order. Those that concern memory itself and
+descriptors are in `hostile_memory`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
-import fcntl
 import os
-import select
 import signal
 import socket
-import struct
-import tempfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pysmc.fabric.shm_arena import REGION_BYTES_MIN
-from pysmc.fabric.shm_endpoint import (
-    ARENA,
-    BELL,
-    HELLO,
-    Hello,
-    endpoint_name,
-    send,
-)
+from pysmc.fabric.shm_endpoint import BELL, HELLO, Hello, endpoint_name, send
 from pysmc.fabric.shm_ring import (
     CONTROL_BYTES,
     DESCRIPTOR,
@@ -48,24 +35,26 @@ from pysmc.fabric.shm_ring import (
     SLOTS,
     WRITTEN,
 )
+from tests.fabric.hostile_catalogue import (
+    HONEST,
+    KINDS,
+    breathe,
+    converse,
+    honest,
+    kind,
+)
 from tests.fabric.hostile_lines import ELEMENT, KIB
-from tests.fabric.rawpeer import ALL_SEALS, memfd
+from tests.fabric.hostile_memory import odd_descriptor
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Awaitable, Callable
 
     from pysmc.core.connection import Connection
     from pysmc.fabric.shm_link import ShmQueuePair
     from tests.fabric.hostile_peer import Attack
 
-    Lie = Callable[[Attack], Awaitable[None]]
+__all__ = ["HONEST", "KINDS"]
 
-KINDS: dict[str, Lie] = {}
-"""Every kind of attack, by its name; the order is part of what a seed means."""
-HONEST: set[str] = set()
-
-PUNCH = 0x03  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 WORD_BOUNDS = (
     *(0, 1, 2, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025),
     *(1 << 16, (1 << 32) - 1, 1 << 32, 1 << 48, 1 << 63, (1 << 64) - 1),
@@ -75,40 +64,6 @@ COUNT_BOUNDS = (
     *(1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1),
 )
 WRAP_BOUNDS = (0, 1, 2, 0x7FFF, 0x8000, 0xFFFF)
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def kind(lie: Lie) -> Lie:
-    """Enter an attack into the catalogue."""
-    KINDS[lie.__name__] = lie
-    return lie
-
-
-def honest(lie: Lie) -> Lie:
-    """Enter one that a correct victim does not notice."""
-    HONEST.add(lie.__name__)
-    return kind(lie)
-
-
-async def converse(attack: Attack, most: int = 64 * KIB) -> None:
-    """Connect, and tell the truth up to a point that the seed chooses."""
-    rng = attack.rng
-    await attack.connect(rng.randrange(1, 4))
-    for puppet in attack.puppets:
-        if rng.getrandbits(1):
-            await puppet.read(rng.choice((1, 4 * KIB, most)))
-        if rng.getrandbits(1):
-            await puppet.write(rng.choice((1, 1000, most)))
-    attack.distrust()
-
-
-async def breathe(attack: Attack) -> None:
-    """Let the library go on for a few turns, with something to do."""
-    for puppet in attack.puppets:
-        if not puppet.lost.done() and attack.rng.getrandbits(1):
-            puppet.transport.write(puppet.stream[:100])
-    for _ in range(5):
-        await asyncio.sleep(0)
 
 
 def words_of(rng: random.Random, count: int) -> list[int]:
@@ -320,200 +275,6 @@ async def scribble_over_everything(attack: Attack) -> None:
                 scribble_words(attack, pair, count)  # noqa: B023
 
         await attack.in_thread(both)
-    await breathe(attack)
-
-
-# --- the memory itself ---------------------------------------------------------------
-
-
-def refused(action: Callable[[], Any]) -> None:
-    """Try what the seals forbid.
-
-    Raises:
-        AssertionError: They did not.
-    """
-    try:
-        action()
-    except PermissionError:
-        return
-    message = "the seals of the victim's memory do not hold"
-    raise AssertionError(message)
-
-
-@honest
-async def truncate(attack: Attack) -> None:
-    """Shrink and grow everything that can be had of the victim's memory."""
-    await attack.connect(attack.rng.randrange(1, 3))
-    for descriptor in attack.stolen:
-        size = os.fstat(descriptor).st_size
-        for length in (0, size - 1, size + 1, attack.rng.randrange(size)):
-            refused(lambda: os.ftruncate(descriptor, length))  # noqa: B023
-        seal = fcntl.F_SEAL_WRITE
-        refused(lambda: fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seal))  # noqa: B023
-        attack.lies += 5
-    assert attack.stolen or not attack.pairs
-
-
-def punch(descriptor: int, start: int, length: int) -> None:
-    """Make a hole."""
-    arguments = (PUNCH, ctypes.c_long(start), ctypes.c_long(length))
-    assert _libc.fallocate(descriptor, *arguments) == 0
-
-
-@kind
-async def punch_holes(attack: Attack) -> None:
-    """Take pages out of the victim's memory and out of our own, again and again."""
-    await converse(attack)
-    pairs = attack.pairs
-    ours = [pair._control.descriptor for pair in pairs if pair._control.descriptor >= 0]
-    ours += [arena.descriptor for pair in pairs for arena in pair.domain.arenas]
-    rng = attack.rng
-
-    def run() -> None:
-        for _ in range(rng.randrange(1, 100)):
-            descriptor = rng.choice(attack.stolen + ours)
-            size = os.fstat(descriptor).st_size
-            start = rng.randrange(0, size, 4096)
-            punch(descriptor, start, min(size - start, rng.choice((4096, 1 << 20))))
-            attack.lies += 1
-
-    if attack.stolen:
-        await attack.in_thread(run)
-    await breathe(attack)
-
-
-# --- descriptors ---------------------------------------------------------------------
-
-
-def slow_to_close() -> int:
-    """Make a TCP socket whose last close lasts: bytes that nobody takes, and linger."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    near.setblocking(False)
-    try:
-        while True:
-            near.send(bytes(1 << 16))
-    except BlockingIOError:
-        pass
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    far.detach()
-    return near.detach()
-
-
-def file_on_disk() -> int:
-    """Make a descriptor of an ordinary file without a name."""
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def of_an_epoll() -> int:
-    """Make a descriptor of an epoll."""
-    with select.epoll() as epoll:
-        return os.dup(epoll.fileno())
-
-
-def odd_descriptor(rng: random.Random, size: int) -> int:
-    """Make a descriptor that must not be mapped, or that has a right size at most."""
-    kinds: tuple[Callable[[], int], ...] = (
-        file_on_disk,
-        lambda: os.open("/dev/zero", os.O_RDWR),
-        lambda: os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR),
-        lambda: os.pipe()[rng.randrange(2)],
-        of_an_epoll,
-        lambda: os.eventfd(0),
-        slow_to_close,
-        lambda: os.open("/proc/self/mem", os.O_RDONLY),
-        lambda: os.open("/", os.O_RDONLY | os.O_DIRECTORY),
-        lambda: os.open("/proc/self/exe", os.O_PATH),
-        lambda: memfd(size, seals=0),
-        lambda: memfd(size, seals=ALL_SEALS & ~(1 << rng.randrange(3))),
-        lambda: memfd(size, seals=ALL_SEALS | 0x8),
-        lambda: memfd(size, seals=ALL_SEALS | 0x10),
-        lambda: memfd(rng.choice((0, 1, 4095, 4096, size - 1, size + 1, 2 * size))),
-    )
-    return rng.choice(kinds)()
-
-
-def odd_list(attack: Attack, ours: list[int]) -> list[int]:
-    """Change the list of descriptors that belongs to a hello."""
-    rng = attack.rng
-    sizes = [os.fstat(one).st_size for one in ours]
-    match rng.randrange(7):
-        case 0:
-            at = rng.randrange(len(ours))
-            ours[at] = odd_descriptor(rng, sizes[at])
-        case 1:
-            ours = []
-        case 2:
-            ours = ours[:-1]
-        case 3:
-            ours += [rng.choice(ours)] * rng.choice((1, 63, 64, 253 - len(ours)))
-        case 4:
-            rng.shuffle(ours)
-        case 5:
-            ours = [ours[0]] * len(ours)
-        case _:
-            if attack.stolen:
-                ours = [rng.choice(attack.stolen) for _ in ours]
-            else:
-                ours = [memfd(size, ALL_SEALS) for size in sizes]
-    attack.lies += 1
-    return ours
-
-
-@kind
-async def descriptors_of_a_hello(attack: Attack) -> None:
-    """Wrong ones, too many, too few, the same twice, the victim's own."""
-    sent: list[int] = []
-
-    def bring(ours: list[int]) -> list[int]:
-        sent[:] = odd_list(attack, ours)
-        return sent
-
-    attack.brought = bring
-    await converse(attack)
-    for descriptor in sent:
-        # Had it been accepted without its seals, the next touch would be the last.
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, 0)
-    await breathe(attack)
-
-
-@kind
-async def descriptors_of_an_arena(attack: Attack) -> None:
-    """The same in messages for arenas, and regions that are said to lie there."""
-    await converse(attack)
-    rng = attack.rng
-    for pair in attack.pairs:
-        connection = pair._socket
-        if connection is None:
-            continue
-        for number in range(rng.randrange(1, 80)):
-            data = bytes((ARENA, rng.choice((number, number + 1, 0, 255))))
-            count = rng.choice((0, 1, 1, 1, 2, 253))
-            size = rng.choice((REGION_BYTES_MIN, CONTROL_BYTES))
-            one = rng.choice((odd_descriptor(rng, size), memfd(size)))
-            try:
-                send(connection, data, [one] * count)
-            except OSError:
-                break
-            attack.lies += 1
-            words = pair.inbox.words
-            base = MAILBOXES + rng.randrange(8) * MAILBOX_WORDS + DESCRIPTOR
-            words[base] ^= rng.randrange(64) << 20
-            await asyncio.sleep(0)
-    await breathe(attack)
-
-
-@kind
-async def memory_of_the_victim_as_ours(attack: Attack) -> None:
-    """Send back the very descriptors that the victim sent us."""
-    attack.is_server = True
-    attack.brought = lambda ours: [*attack.stolen[: len(ours)], *ours][: len(ours)]
-    await attack.connect(1)
-    attack.lies += 1
     await breathe(attack)
 
 

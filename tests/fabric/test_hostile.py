@@ -155,7 +155,8 @@ class Arena:
         self._steady_goes_on()
         self._steady_goes_on()
         after = self.victim.ask(do="look")["open"]
-        return [] if before == after else [f"{before} connections, then {after}"]
+        # A handshake that was all but over may end well meanwhile.
+        return [] if before <= after else [f"{before} connections, then {after}"]
 
     def close(self) -> None:
         """End all programs."""

@@ -95,9 +95,11 @@ class Config:
     confirm_link_server_wait: float = _wait(2.0)
     """Seconds a server waits for the answer to CONFIRM LINK."""
     confirm_link_client_wait: float = _wait(4.0)
-    """Seconds a client waits for CONFIRM LINK; longer, so that no Declines cross."""
+    """Seconds a client waits for CONFIRM LINK: at least `confirm_link_server_wait` and
+    twice `decline_wait`, or two Declines could cross. The same at both ends."""
     decline_wait: float = _wait(1.0)
-    """Seconds to wait for a late Decline after either of the two."""
+    """Seconds to wait for a late Decline after either of the two: more than TCP takes
+    with it."""
     llc_wait: float = _wait(2.0)
     """Seconds to wait for any other LLC answer."""
     test_link_interval: float = _wait(30.0)
@@ -137,6 +139,11 @@ class Config:
             _check(item.name, getattr(self, item.name), dict(item.metadata))
         if "static" not in self.discovery and self.peers:
             _refuse("peers", self.peers, 'nothing unless discovery contains "static"')
+        least = self.confirm_link_server_wait + 2 * self.decline_wait
+        if self.confirm_link_client_wait < least - 1e-9:
+            # The server's Decline has to come before the client's goes out.
+            text = f"at least {least}: confirm_link_server_wait and twice decline_wait"
+            _refuse("confirm_link_client_wait", self.confirm_link_client_wait, text)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Self:

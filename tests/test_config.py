@@ -25,8 +25,15 @@ def test_spinning_is_offered_where_memory_order_was_measured() -> None:
 def test_the_client_waits_longer_for_confirm_link() -> None:
     # Otherwise two Declines can cross, and each is read as application data.
     config = Config()
-    server = config.confirm_link_server_wait + config.decline_wait
-    assert config.confirm_link_client_wait > server
+    server = config.confirm_link_server_wait + 2 * config.decline_wait
+    assert config.confirm_link_client_wait >= server
+    with pytest.raises(ValueError, match="confirm_link_client_wait is 2.0; .* 4.0"):
+        Config(confirm_link_client_wait=2.0)
+    with pytest.raises(ValueError, match="at least 4.5"):
+        Config(confirm_link_server_wait=2.5)
+    with pytest.raises(ValueError, match="at least 6.0"):
+        Config.from_env({"PYSMC_DECLINE_WAIT": "2"})
+    assert Config(confirm_link_server_wait=0.4, decline_wait=0.2).fabrics
 
 
 @pytest.mark.parametrize(

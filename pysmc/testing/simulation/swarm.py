@@ -166,6 +166,7 @@ def _draw_waits(rng: random.Random) -> dict[str, Any]:
     return {
         "confirm_link_server_wait": confirm_link,
         "confirm_link_client_wait": 2 * confirm_link,
+        "decline_wait": confirm_link / 2,
         "test_link_interval": rng.choice((1.0, 5.0, 30.0)),
         "fallback": "require" if rng.random() < 0.02 else "allow",
     }

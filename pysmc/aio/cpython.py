@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 import threading
 from asyncio import base_events, constants, sslproto, transports, trsock
 from typing import TYPE_CHECKING, Any
@@ -27,13 +28,11 @@ __all__ = [
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
-    "begin_generator",
     "callback_owner",
     "check_sendfile",
     "close_waiter",
     "detach",
     "disown_transports",
-    "finish_generator",
     "forget_pending",
     "guard_protocol",
     "is_of_asyncio",
@@ -194,15 +193,17 @@ def ready_handles(loop: Any) -> collections.deque[asyncio.Handle]:
 def turn_runner(loop: Any) -> Callable[[], None]:
     """Give what runs one turn of a loop of asyncio's that does not run otherwise.
 
-    It does what run_forever does around each turn, but for the hooks of async
-    generators, which whoever drives several loops sets once.
+    It does what run_forever does around each turn. The hooks of async generators stay
+    set: whoever drives several loops puts back those that were there before.
     """
     enter = functools.partial(asyncio._set_running_loop, loop)  # noqa: SLF001
     leave = functools.partial(asyncio._set_running_loop, None)  # noqa: SLF001
     run_once, thread = loop._run_once, threading.get_ident()  # noqa: SLF001
+    hooks = loop._asyncgen_firstiter_hook, loop._asyncgen_finalizer_hook  # noqa: SLF001
 
     def run_turn() -> None:
         loop._thread_id = thread  # noqa: SLF001
+        sys.set_asyncgen_hooks(*hooks)
         enter()
         try:
             run_once()
@@ -211,17 +212,6 @@ def turn_runner(loop: Any) -> Callable[[], None]:
             leave()
 
     return run_turn
-
-
-def begin_generator(loop: Any, generator: Any) -> None:
-    """Tell a loop of asyncio's of an async generator that begins in it."""
-    loop._asyncgen_firstiter_hook(generator)  # noqa: SLF001
-
-
-def finish_generator(loop: Any, generator: Any) -> None:
-    """Tell a loop that nobody holds an async generator any more, if it began in it."""
-    if generator in loop._asyncgens:  # noqa: SLF001
-        loop._asyncgen_finalizer_hook(generator)  # noqa: SLF001
 
 
 def next_timer(loop: Any) -> float | None:

@@ -196,11 +196,6 @@ class Process:
             return []
         return [task for task in list(self.tasks) if not task.done()]
 
-    def finish_generator(self, generator: Any) -> None:
-        """Let an async generator of its loop end, that nobody holds any more."""
-        if self.is_alive:
-            cpython.finish_generator(self.loop, generator)
-
     def take_error(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     ) -> None:

@@ -15,7 +15,6 @@ what a loop may do.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
 import random
@@ -23,7 +22,6 @@ import sys
 import zlib
 from typing import TYPE_CHECKING, Any
 
-from pysmc.aio import cpython
 from pysmc.aio.devices import CODEC
 from pysmc.config import Config
 from pysmc.fabric.sim import SimNetwork
@@ -31,6 +29,7 @@ from pysmc.testing.simulation.process import Process
 from pysmc.testing.simulation.tcp import TcpNetwork
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator
 
 __all__ = ["Stuck", "TooManySteps", "World"]
@@ -211,7 +210,7 @@ class World:
         """
         first = self.steps
         is_over, end = _condition(until)
-        with _in_charge(self.processes):
+        with _in_charge():
             while is_over is None or not is_over():
                 if self.steps - first >= limit:
                     message = f"{self!r} has not come to an end"
@@ -263,7 +262,7 @@ class World:
         if self.is_closed:
             return []
         self.is_closed = True
-        with _in_charge(self.processes):
+        with _in_charge():
             tasks = [task for p in self.processes for task in p.names_of_waiting()]
             if any(p.open_sockets() for p in self.processes):
                 # asyncio leaves some to the collector, such as a connection that was
@@ -316,22 +315,10 @@ def _condition(
 
 
 @contextlib.contextmanager
-def _in_charge(processes: list[Process]) -> Iterator[None]:
-    """Do for all loops what each does in run_forever, and keep the collector out.
-
-    So objects die by their references alone, at the same points of every run.
-    """
-
-    def begin(generator: Any) -> None:
-        cpython.begin_generator(asyncio.get_running_loop(), generator)
-
-    def finish(generator: Any) -> None:
-        for process in processes:
-            process.finish_generator(generator)
-
+def _in_charge() -> Iterator[None]:
+    """Let objects die by their references alone: that happens at the same points."""
     was_on, hooks = gc.isenabled(), sys.get_asyncgen_hooks()
     gc.disable()
-    sys.set_asyncgen_hooks(begin, finish)
     try:
         yield
     finally:

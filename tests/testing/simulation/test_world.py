@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 
 import pytest
 
 from pysmc.testing.simulation import Stuck, TooManySteps, World
-from tests.testing.simulation.kit import PLAIN, begin, echo_run
+from tests.testing.simulation.kit import PLAIN, begin, digests, echo_run
 
 SEEDS = 25
 
@@ -21,11 +22,28 @@ def test_both_ends_run_over_smcr(newest_only) -> None:
         assert sorted(kit.modes) == ["client smcr", "server smcr"]
 
 
-def test_the_same_seed_gives_the_same_trace_and_others_give_others() -> None:
-    traces = [tuple(echo_run(seed).world.trace) for seed in range(SEEDS)]
-    again = [tuple(echo_run(seed).world.trace) for seed in range(SEEDS)]
-    assert traces == again
-    assert len(set(traces)) == SEEDS
+@pytest.mark.slow
+def test_200_seeds_mean_the_same_in_every_process() -> None:
+    """Twice here, and once where strings have other hashes."""
+    program = (
+        "import sys\n"
+        "sys.path[:0] = sys.argv[2:]\n"
+        "from tests.testing.simulation.kit import digests\n"
+        "print(*digests(int(sys.argv[1])))\n"
+    )
+    count = 200
+    elsewhere = subprocess.Popen(
+        [sys.executable, "-c", program, str(count), *sys.path],
+        env=os.environ | {"PYTHONHASHSEED": "12345"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with elsewhere:
+        first = digests(count)
+        assert digests(count) == first
+        told, _ = elsewhere.communicate(timeout=60)
+    assert len(set(first)) == count, "each has its own"
+    assert told.split() == first
 
 
 def test_a_world_that_does_not_shuffle_has_one_order() -> None:
@@ -150,26 +168,3 @@ def test_invariants_are_checked_after_every_step(monkeypatch) -> None:
         assert len(checks) == expected
         kit.world.steps += begun
         kit.world.run(until=kit.world.now + 30)
-
-
-def test_a_seed_means_the_same_in_every_process() -> None:
-    program = (
-        "from tests.testing.simulation.kit import echo_run\n"
-        "import hashlib\n"
-        "for seed in range(5):\n"
-        "    lines = '\\n'.join(echo_run(seed).world.trace)\n"
-        "    print(hashlib.sha256(lines.encode()).hexdigest())\n"
-    )
-
-    def digests(hash_seed: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-c", program],
-            env={"PYTHONHASHSEED": hash_seed, "PYTHONPATH": "."},
-            capture_output=True,
-            check=True,
-            text=True,
-        ).stdout
-
-    first = digests("1")
-    assert len(set(first.split())) == 5
-    assert digests("2") == first

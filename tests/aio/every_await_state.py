@@ -53,7 +53,7 @@ def driver_state(driver: Any) -> dict[str, Any]:
     state = {
         "transports": len(driver.transports),
         "negotiations": len(driver.negotiations),
-        "counted negotiations": driver._negotiations,
+        "counted negotiations": len(driver.admission),
         "marks": len(discovery._open_marks),
         "offers": len(discovery._offers),
     }

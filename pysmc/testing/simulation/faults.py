@@ -77,9 +77,9 @@ def apply(world: World, town: Town, fault: Fault) -> bool:
     """
     kind = KINDS[fault.kind]
     scene = Scene(world, town)
-    world.note(f"fault: {fault.kind} {fault.which}")
     if not kind.act(scene, fault):
         return False
+    world.note(f"fault: {fault.kind} {fault.which}")
     if kind.scope == "all":
         for talking in town.talkings:
             talking.excuses.append(fault.kind)

@@ -225,9 +225,13 @@ def play(spec: Spec, *, trace: bool = False) -> Outcome:
         _run(world, town, spec, outcome)
     except (Stuck, TooManySteps, AssertionError) as error:
         outcome.problems.append(f"{type(error).__name__}: {error}")
-    leaks = world.close()
+    try:
+        leaks = world.close()
+    except AssertionError as error:
+        outcome.problems.append(f"at the end: {error}")
+    else:
+        outcome.problems += [f"left: {leak}" for leak in leaks]
     _judge(world, town, spec, outcome)
-    outcome.problems += [f"left: {leak}" for leak in leaks]
     outcome.steps, outcome.seconds = world.steps, world.now
     outcome.trace = world.trace
     told = "\n".join(world.trace) if trace else repr((world.steps, world.now))

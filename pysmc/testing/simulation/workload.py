@@ -149,7 +149,8 @@ def draw_conversation(
     listener = 0 if rng.random() < 0.8 else rng.randrange(processes)
     callers = [each for each in range(processes) if each != listener]
     caller = listener if rng.random() < 0.04 or not callers else rng.choice(callers)
-    begin = rng.random() * pace if rng.random() < 0.6 else 0.0
+    # Who calls at once meets a server that nobody has announced yet.
+    begin = rng.random() * pace + 0.001 if rng.random() < 0.9 else 0.0
     return Conversation(caller, listener, client, server, begin)
 
 

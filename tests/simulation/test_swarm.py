@@ -1,0 +1,73 @@
+"""Thousands of drawn worlds full of faults: nothing that was promised is broken."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pysmc.testing.simulation.faults import KINDS
+from pysmc.testing.simulation.swarm import run_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SHARDS = 8
+SPEED_MIN = 500
+"""Simulated seconds a real second."""
+# What every thousand worlds have to reach at least: a swarm that no longer gets there
+# would still be green.
+ENDINGS_MIN = {
+    "mode: smcr": 600,
+    "mode: tcp": 300,
+    "ended: complete": 600,
+    "ended: refused": 20,
+    "ended: ConnectionReset": 20,
+    "ended: ConnectionResetError": 5,
+    "ended: a process died": 5,
+    "ended: cut short": 20,
+    "rested": 100,
+}
+FAULTS_MIN = 8
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Faults are logged, a line each; here they are wanted."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.simulate
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_the_promises_hold(shard: int, long_run: Callable[..., Any]) -> None:
+    numbers = {"small": 10_000, "full": 1_000_000, "shard": (shard, SHARDS)}
+    with long_run("swarm", **numbers) as run:
+        began, seconds, steps = time.perf_counter(), 0.0, 0
+        for seed in run.seeds():
+            outcome = run_seed(seed)
+            run.add(worlds=1, **outcome.counts)
+            seconds += outcome.seconds
+            steps += outcome.steps
+            if not outcome.is_good:
+                told = "; ".join(outcome.problems)[:500]
+                run.fail(f"seed {seed}: {told} (make simulate SEED={seed})")
+        run.add(simulated_seconds=seconds, steps=steps)
+        speed = seconds / (time.perf_counter() - began)
+        run.tell(simulated_seconds_a_second=round(speed))
+        assert speed >= SPEED_MIN
+        share = run.count / 1000
+        missed = {
+            name: run.counts.get(name, 0)
+            for name, least in _least().items()
+            if run.counts.get(name, 0) < int(least * share)
+        }
+        assert not missed, f"too few in {run.count} worlds"
+
+
+def _least() -> dict[str, int]:
+    return ENDINGS_MIN | {f"fault: {kind}": FAULTS_MIN for kind in KINDS}

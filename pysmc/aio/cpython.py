@@ -35,6 +35,7 @@ __all__ = [
     "disown_transports",
     "forget_pending",
     "guard_protocol",
+    "has_timer",
     "is_of_asyncio",
     "is_served",
     "next_timer",
@@ -115,6 +116,7 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "asyncio.SelectorEventLoop._asyncgen_finalizer_hook": ("self", "agen"),
     "asyncio._set_running_loop": (),
     "asyncio.Handle._callback": (),
+    "asyncio.TimerHandle._when": (),
     "asyncio.Task._log_destroy_pending": (),
 }  # fmt: skip
 """Dotted name to the parameters that we rely on (more may exist)."""
@@ -223,6 +225,15 @@ def next_timer(loop: Any) -> float | None:
         return timers[0].when()
     living = (timer.when() for timer in timers if not timer.cancelled())
     return min(living, default=None)
+
+
+def has_timer(loop: Any, now: float) -> bool:
+    """Tell whether a timer of a loop of asyncio's is due, even one that was cancelled.
+
+    That one goes away in the next turn.
+    """
+    timers = loop._scheduled  # noqa: SLF001
+    return bool(timers) and timers[0]._when <= now  # noqa: SLF001
 
 
 def callback_owner(handle: asyncio.Handle) -> Any:

@@ -64,26 +64,24 @@ class SimSelector:
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._registered: dict[int, object] = {}
         """What the kernel has registered: a descriptor's number may be used again."""
-        self._hot: dict[int, None] = {}
+        self.hot: dict[int, None] = {}
         """Descriptors that may be ready."""
-        self._devices: list[tuple[Device, selectors.SelectorKey]] = []
+        self.devices: list[tuple[Device, selectors.SelectorKey]] = []
 
     def touch(self, fd: int) -> None:
         """Hear that the readiness of a descriptor may have changed."""
         if fd in self._keys:
-            self._hot[fd] = None
+            self.hot[fd] = None
 
     def has_events(self) -> bool:
         """Whether a select would return something."""
-        for device, _ in self._devices:
+        for device, _ in self.devices:
             if device.pending():
                 return True
-        if not self._hot:
-            return False
-        for fd in list(self._hot):
+        for fd in list(self.hot):
             if self._ready(fd):
                 return True
-            del self._hot[fd]
+            del self.hot[fd]
         return False
 
     def _ready(self, fd: int) -> int:
@@ -103,13 +101,13 @@ class SimSelector:
     ) -> list[tuple[selectors.SelectorKey, int]]:
         """Give what is ready, in an order of the world's choice."""
         del timeout
-        events = [(key, READ) for device, key in self._devices if device.pending()]
-        for fd in list(self._hot):
+        events = [(key, READ) for device, key in self.devices if device.pending()]
+        for fd in list(self.hot):
             ready = self._ready(fd)
             if ready:
                 events.append((self._keys[fd], ready))
             else:
-                del self._hot[fd]
+                del self.hot[fd]
         if len(events) > 1:
             self._process.shuffle(events)
         return events
@@ -140,15 +138,15 @@ class SimSelector:
         if events != old.events and self._registered[fd] is not self._owners.get(fd):
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         key = self._set(fd, events, data)
-        self._devices = [
-            (device, key if known is old else known) for device, known in self._devices
+        self.devices = [
+            (device, key if known is old else known) for device, known in self.devices
         ]
         return key
 
     def _set(self, fd: int, events: int, data: Any) -> selectors.SelectorKey:
         key = selectors.SelectorKey(fd, fd, events, data)
         self._keys[fd] = key
-        self._hot[fd] = None
+        self.hot[fd] = None
         return key
 
     def unregister(self, fd: int) -> selectors.SelectorKey:
@@ -159,7 +157,7 @@ class SimSelector:
         """
         key = self._keys.pop(fd)
         del self._registered[fd]
-        self._hot.pop(fd, None)
+        self.hot.pop(fd, None)
         return key
 
     def get_key(self, fd: int) -> selectors.SelectorKey:
@@ -178,17 +176,17 @@ class SimSelector:
         """Watch nothing any more."""
         self._keys.clear()
         self._registered.clear()
-        self._hot.clear()
-        self._devices = []
+        self.hot.clear()
+        self.devices = []
 
     def add_device(self, device: Device, activity: object) -> None:
         """Look at this device too; see `FabricSelector.add_device`."""
         del activity
-        self._devices.append((device, self._keys[device.fileno()]))
+        self.devices.append((device, self._keys[device.fileno()]))
 
     def remove_device(self, device: Device) -> None:
         """Look at it no more."""
-        self._devices = [entry for entry in self._devices if entry[0] is not device]
+        self.devices = [entry for entry in self.devices if entry[0] is not device]
 
 
 class WorldLoop(Loop):
@@ -201,9 +199,10 @@ class WorldLoop(Loop):
         process: Whose loop.
     """
 
-    __slots__ = ("_made_tasks", "process")
+    __slots__ = ("_made_tasks", "process", "selector")
 
     process: Process
+    selector: SimSelector
 
     def __new__(cls, process: Process) -> Self:
         """Know the process before the loop begins."""
@@ -217,7 +216,8 @@ class WorldLoop(Loop):
         self.set_exception_handler(process.take_error)
 
     def _make_selector(self) -> FabricSelector:
-        selector: Any = SimSelector(self.process)
+        self.selector = SimSelector(self.process)
+        selector: Any = self.selector
         return selector  # type: ignore[no-any-return]
 
     def _make_driver(self) -> Driver:
@@ -243,14 +243,6 @@ class WorldLoop(Loop):
         return self.process.world.network.device(peer_id, make)
 
     # One turn
-
-    def has_turn(self, now: float) -> bool:
-        """Whether a turn would do something, beside what is ready already."""
-        selector: Any = self._fabric_selector
-        if selector.has_events():
-            return True
-        when = cpython.next_timer(self)
-        return when is not None and when <= now
 
     def next_timer(self) -> float | None:
         """When the next timer rings, None when none is armed."""

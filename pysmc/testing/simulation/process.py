@@ -63,9 +63,9 @@ class Process:
         """Turns that its loop has run."""
         self._chance = world.chance
         self._cancels: dict[asyncio.Task[Any], int] = {}
-        self._selector: Any = None
         self.descriptors = Descriptors(self._touch)
         self.loop = WorldLoop(self)
+        self._selector = self.loop.selector
         self._ready = cpython.ready_handles(self.loop)
         self._run_turn = cpython.turn_runner(self.loop)
 
@@ -175,7 +175,12 @@ class Process:
         """Whether a turn of its loop would do something."""
         if self.is_crashed or self.is_stopped:
             return False
-        return bool(self._ready) or self.loop.has_turn(now)
+        if self._ready:
+            return True
+        selector = self._selector
+        if (selector.hot or selector.devices) and selector.has_events():
+            return True
+        return cpython.has_timer(self.loop, now)
 
     def step(self) -> None:
         """Run one turn of its loop."""
@@ -260,8 +265,7 @@ class Process:
     # Its end
 
     def _touch(self, fd: int) -> None:
-        # The selector is made by the loop, which needs the process first.
-        self.loop._fabric_selector.touch(fd)  # type: ignore[attr-defined]  # noqa: SLF001
+        self._selector.touch(fd)
 
     def _forget_tasks(self) -> None:
         for task in list(self.tasks):

@@ -83,7 +83,7 @@ class Connection(EndingConnection):
         begin = tuning.first_wrap * ring.capacity
         self._tx_produced = self._tx_acked = self._tx_completed = begin
         self._tx_announced = begin
-        self._producer = ring.pack(begin)
+        self._producer = self._peer_consumer = ring.pack(begin)
         # With less than this free at once, and more on its way, a claim waits.
         self._least_claim = min(ring.capacity, self._sndbuf_bytes) >> 1
         self.peer_token = alert_token

@@ -145,7 +145,7 @@ class EndingConnection:
         self._flags = 0
         self._final_taken = False
         self._peer_sequence = tuning.first_sequence
-        self._peer_producer = 0
+        self._peer_producer = self._ring.pack(begin)
         self._peer_consumer = 0
         self._peer_flags = 0
         self._early: Update | None = None

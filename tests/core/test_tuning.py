@@ -39,3 +39,16 @@ def test_counters_pass_their_last_value(size: int, newest_only: bool) -> None:
     assert client.take_update()[0] < 65_530, "the sequence number has wrapped"
     if size:
         assert client.rmbe_bytes == client.peer_rmbe_bytes == size
+
+
+def test_the_first_update_may_end_at_the_place_where_all_begin() -> None:
+    """One whole element, from the last wrap number: the cursor is then all zeros."""
+    pair = CorePair()
+    for end in pair.ends:
+        end.endpoint.tuning = Tuning(16, first_wrap=0xFFFF)
+    client, server = pair.establish()
+    assert pair.write(pair.client, client, bytes(range(16))) == 16
+    pair.drive()
+    assert pair.read(pair.server, server, 16) == bytes(range(16))
+    pair.drive()
+    assert pair.write(pair.client, client, b"again") == 5, "the peer's cursor counts"

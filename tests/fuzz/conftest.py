@@ -15,6 +15,7 @@ MODULES = (
     "in_path",
     "targets_core",
     "targets_shm",
+    "targets_transport",
 )
 
 

@@ -28,6 +28,7 @@ _MODULES = {
     "targets_wire": ("clc", "llc", "cdc", "tcp-option", "decode"),
     "targets_core": ("core-messages", "core-pair"),
     "targets_shm": ("shm-ring", "shm-link"),
+    "targets_transport": ("transport",),
 }
 NAMES = tuple(name for names in _MODULES.values() for name in names)
 

@@ -63,13 +63,13 @@ class Admission:
         """
         return _Counted(self, host)
 
-    def begin(self, host: str | None) -> None:
+    def begin(self, host: str | None = None) -> None:
         """Count one more."""
         self._count += 1
         if host is not None:
             self._by_host[host] += 1
 
-    def end(self, host: str | None) -> None:
+    def end(self, host: str | None = None) -> None:
         """Count one less."""
         self._count -= 1
         if host is not None:

@@ -142,13 +142,17 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
         instead = None if driver.has_room() else driver.limit_reason()
         if instead is not None and not driver.admission.may_refuse():
             return driver.on_tcp("server", instead)
-        with driver.negotiating():
+        # Not by `negotiating`: whoever stalls costs as little as can be.
+        driver.admission.begin()
+        try:
             verdict = await driver.discovery.confirm(conn, instead=instead)
             if not verdict.smc:
                 return driver.on_tcp("server", verdict.reason)
             negotiation = Negotiation(driver, conn, "server", verdict.process)
-            del verdict  # whoever stalls from here on costs as little as can be
+            del verdict
             return await negotiation.run()
+        finally:
+            driver.admission.end()
     except BaseException:
         conn.close()
         raise
@@ -161,8 +165,8 @@ class Negotiation:
         driver: Of the running loop.
         sock: The TCP socket; it stays the caller's.
         role: "client" or "server".
-        process: Number of the peer's process, for a client on this host. Who claims
-            the peer ID of another process does not share its link groups then.
+        process: Number of the peer's process, for a client on this host: that is who
+            the peer is then. Else it is known by its address.
     """
 
     __slots__ = (
@@ -220,16 +224,7 @@ class Negotiation:
             ConnectionError: The connection was lost.
         """
         driver = self._driver
-        endpoint = driver.endpoint
-        begin = endpoint.connect if self.role == "client" else endpoint.accept
-        try:
-            peer = self._sock.getpeername()[0]
-        except OSError as error:
-            gone = "the TCP connection ended before the SMC handshake"
-            raise ConnectionReset(gone) from error
-        key = peer if self._process is None else (peer, self._process)
-        self._handshake = handshake = begin(key, driver.time(), refusal)
-        handshake.handle = self
+        self._begin(refusal)
         driver.negotiations[self] = None
         try:
             driver.settle()
@@ -251,6 +246,18 @@ class Negotiation:
             return driver.on_tcp(self.role, self._result)
         assert self._result is not None
         raise as_connection_error(self._result)
+
+    def _begin(self, refusal: Reason | None) -> None:
+        endpoint, key = self._driver.endpoint, self._process
+        begin = endpoint.connect if self.role == "client" else endpoint.accept
+        if key is None:
+            try:
+                key = self._sock.getpeername()[0]
+            except OSError as error:
+                gone = "the TCP connection ended before the SMC handshake"
+                raise ConnectionReset(gone) from error
+        self._handshake = begin(key, self._driver.time(), refusal)
+        self._handshake.handle = self
 
     def _give_back(self) -> None:
         """Whoever waited is gone: forget the handshake, or end its result."""

@@ -27,7 +27,7 @@ class ClcStream:
     __slots__ = ("_buffer", "_length")
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
         self._length = HEADER_BYTES
 
     @property
@@ -54,10 +54,10 @@ class ClcStream:
         self._buffer += data
         try:
             if len(self._buffer) == HEADER_BYTES == self._length:
-                self._length = clc.parse_header(bytes(self._buffer)).length
+                self._length = clc.parse_header(self._buffer).length
             if len(self._buffer) < self._length:
                 return None
-            message = clc.parse(bytes(self._buffer))
+            message = clc.parse(self._buffer)
         except DecodeError as error:
             text = f"peer sent something that is no CLC message: {error}"
             raise RemoteProtocolError(
@@ -65,6 +65,6 @@ class ClcStream:
                 section="RFC 7609 A.2",
                 diagnosis=PeerDiagnosis.INTERNAL,
             ) from error
-        self._buffer.clear()
+        self._buffer = b""
         self._length = HEADER_BYTES
         return message

@@ -409,6 +409,7 @@ class Offer:
         "_abandoned",
         "_begin",
         "_conn",
+        "_deadline",
         "_delay",
         "_done",
         "_id",
@@ -454,6 +455,7 @@ class Offer:
         self._delay = RETRY_FIRST
         self._begin = 0.0
         self._retry: asyncio.Handle | None = None
+        self._deadline: asyncio.TimerHandle | None = None
         self._verdict: Verdict | None = None
         self._done: asyncio.Future[None] = loop.create_future()
 
@@ -468,11 +470,7 @@ class Offer:
             self._unix = _stream_socket()
         except OSError as error:
             return failed("The client cannot be looked for", error)
-        wait = self._wait_seconds
-        deadlines = (
-            self._loop.call_later(wait * SERVER_SHARE, self._give_up_search),
-            self._loop.call_later(wait * OFFERED_SHARE, self._give_up),
-        )
+        self._set_deadline(SERVER_SHARE)
         # The client sends nothing before its verdict; if something can be read, or the
         # connection has ended, that verdict has been reached.
         self._loop.add_reader(fileno, self._give_up)
@@ -480,8 +478,6 @@ class Offer:
             self._look()
             await self._done
         finally:
-            for deadline in deadlines:
-                deadline.cancel()
             if not self._abandoned:
                 self._loop.remove_reader(fileno)
             self._release()
@@ -563,6 +559,7 @@ class Offer:
             self._settle(answer_of(said) if said[:1] == NO else gone)
             return
         self._offered = True
+        self._set_deadline(OFFERED_SHARE)
         self._loop.add_reader(unix.fileno(), self._on_answer)
 
     def _on_answer(self) -> None:
@@ -571,9 +568,11 @@ class Offer:
         if message is not None:
             self._settle(answer_of(message))
 
-    def _give_up_search(self) -> None:
-        if not self._offered:
-            self._give_up()
+    def _set_deadline(self, share: float) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        wait = self._wait_seconds * share
+        self._deadline = self._loop.call_later(wait, self._give_up)
 
     def _give_up(self) -> None:
         """Make a later answer impossible, then go by the one that has come, if any."""
@@ -593,6 +592,9 @@ class Offer:
         self._release()
 
     def _release(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None

@@ -304,7 +304,7 @@ class Negotiation:
             return
         self._outbox = self._outbox[sent:]
         self._watch_writing(wanted=bool(self._outbox))
-        if not self._outbox and not (self._result is self.connection is None):
+        if not self._outbox and self._has_verdict():
             self._wake()
 
     def check_tcp(self) -> None:
@@ -356,6 +356,9 @@ class Negotiation:
         """The connection was lost before a transport took it."""
         self.error = error
         self._wake()
+
+    def _has_verdict(self) -> bool:
+        return self._result is not None or self.connection is not None
 
     def _wake(self) -> None:
         self._stop()
@@ -436,14 +439,18 @@ class Negotiation:
     def _lose(self, error: OSError) -> None:
         driver = self._driver
         assert self._handshake is not None
-        if self.connection is not None:
-            # The peer will never have all of the Confirm.
-            lost = ConnectionReset(f"TCP ended before the handshake was sent: {error}")
-            lost.__cause__ = error
-            self.lose(lost)
+        if not self._has_verdict():
+            driver.endpoint.tcp_lost(self._handshake, driver.time(), error)
+            driver.settle()
             return
-        driver.endpoint.tcp_lost(self._handshake, driver.time(), error)
-        driver.settle()
+        # The verdict is there, but the peer will never have all of it.
+        lost = ConnectionReset(f"TCP ended before the handshake was sent: {error}")
+        lost.__cause__ = error
+        if self.connection is not None:
+            self.lose(lost)
+        else:
+            self._result = lost
+            self._wake()
 
     def _stop(self) -> None:
         if self._reading:

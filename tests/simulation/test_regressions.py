@@ -1,0 +1,71 @@
+"""What the swarm has found in the library, each as a world of its own."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pysmc.config import KIB, Config
+from pysmc.testing.simulation.faults import Fault
+from pysmc.testing.simulation.swarm import Outcome, Spec, play, run_seed
+from pysmc.testing.simulation.workload import Conversation, Script
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SEEDS = Path(__file__).parent / "regressions.txt"
+CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, test_link_interval=1.0)
+TALK = Conversation(
+    1,
+    0,
+    Script(api="protocol", style="ask", writes=(100, 50)),
+    Script(api="protocol", style="answer"),
+    begin=0.1,
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Faults are logged, a line each; here they are wanted."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def seeds() -> list[int]:
+    lines = SEEDS.read_text().splitlines()
+    return [int(line.split()[0]) for line in lines if line[:1].isdigit()]
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_a_seed_that_found_something(seed: int) -> None:
+    assert run_seed(seed).problems == []
+
+
+def outcomes(*kinds: str, which: int = 0, steps: range = range(1, 130)) -> set[str]:
+    """Play a talk with faults at every one of the steps; tell how it ended."""
+    ended: set[str] = set()
+    for step in steps:
+        faults = tuple(Fault(kind, step + n, which) for n, kind in enumerate(kinds))
+        outcome: Outcome = play(Spec(1, (CONFIG, CONFIG), (TALK,), faults))
+        assert outcome.problems == [], (step, outcome.trace)
+        ended.update(outcome.counts)
+    return ended
+
+
+def test_a_confirm_is_sent_whole_though_tcp_takes_it_byte_by_byte() -> None:
+    """The client counted as connected when it was ordered, and dropped the rest."""
+    ended = outcomes("cut TCP into pieces", steps=range(1, 30))
+    assert "mode: smcr" in ended
+    assert "ended: complete" in ended
+
+
+@pytest.mark.slow
+def test_a_decline_that_tcp_did_not_take_ends_with_the_connection() -> None:
+    """Whoever waited for the rest of it to be sent waited for ever."""
+    faults = ("cut TCP into pieces", "pause a link for long", "reset TCP")
+    for which in (0, 16):
+        outcomes(*faults, which=which, steps=range(20, 140, 2))

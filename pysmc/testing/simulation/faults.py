@@ -77,9 +77,12 @@ def apply(world: World, town: Town, fault: Fault) -> bool:
     """
     kind = KINDS[fault.kind]
     scene = Scene(world, town)
+    place = len(world.trace)
     if not kind.act(scene, fault):
         return False
-    world.note(f"fault: {fault.kind} {fault.which}")
+    if world.is_tracing:
+        line = f"{world.now:.6f} fault: {fault.kind} {fault.which}"
+        world.trace.insert(place, line)
     if kind.scope == "all":
         for talking in town.talkings:
             talking.excuses.append(fault.kind)

@@ -204,8 +204,10 @@ class Process:
     def take_error(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
     ) -> None:
-        """Keep what a loop reports, for the world."""
+        """Keep what a loop reports, for the world; the dead report nothing."""
         del loop
+        if self.is_crashed:
+            return
         error = context.get("exception")
         told = "" if error is None else f": {type(error).__name__}: {error}"
         self.world.take_error(f"{self.name}: {context.get('message')}{told}", error)

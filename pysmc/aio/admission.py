@@ -22,6 +22,8 @@ from pysmc.discovery.address import endpoint, is_local
 from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pysmc.config import Config
 
 __all__ = ["Admission"]
@@ -43,6 +45,8 @@ class Admission:
         self.excess: Counter[str] = Counter()
         """How often each of the limits that are counted here was exceeded."""
         self._reasons: dict[str, Reason] = {}
+        self.is_here: Callable[[str], bool] = _is_here
+        """Tells whether an address is of this host; a simulated one knows itself."""
 
     def __len__(self) -> int:
         return self._count
@@ -88,7 +92,7 @@ class Admission:
         if self._count > times * config.max_handshakes:
             return "max_handshakes"
         limit = times * config.max_handshakes_per_peer
-        if host is not None and self._by_host[host] > limit and not _is_here(host):
+        if host is not None and self._by_host[host] > limit and not self.is_here(host):
             return "max_handshakes_per_peer"
         return None
 

@@ -222,7 +222,9 @@ class WorldLoop(Loop):
 
     def _make_driver(self) -> Driver:
         process = self.process
-        discovery: Any = SimDiscovery(self, self.config, process.world.tcp)
+        discovery: Any = SimDiscovery(
+            self, self.config, process.world.tcp, process.number
+        )
         driver = Driver(
             self,
             self.config,
@@ -233,6 +235,7 @@ class WorldLoop(Loop):
             discovery=discovery,
         )
         driver.lookup = discovery.lookup()
+        driver.admission.is_here = process.host.__eq__
         return driver
 
     def _open_device(

@@ -43,14 +43,16 @@ class Process:
         world: Where it lives.
         name: For people, and for its random numbers.
         config: How it takes part.
-        host: Its numeric IPv4 address.
+        number: What its kernel calls it; its address is made of it.
     """
 
-    def __init__(self, world: World, name: str, config: Config, host: str) -> None:
+    def __init__(self, world: World, name: str, config: Config, number: int) -> None:
         self.world = world
+        self.number = number
         self.name = name
         self.config = config
-        self.host = host
+        self.host = f"10.0.{number >> 8}.{number & 0xFF}"
+        """Its numeric address."""
         self.entropy: random.Random = world.stream(f"process {name}")
         """Where its peer IDs and tokens come from."""
         self.tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], None] = (

@@ -15,6 +15,7 @@ Reference: `pysmc.discovery.local`, which this follows; RFC 7609 section 3.1.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pysmc.discovery import NOT_LISTED, NOT_MARKED, OWN_TOS, PEER_NO_SMC
@@ -108,9 +109,12 @@ class Meeting:
     def look(self) -> None:
         """Offer, if the server looks and the client can be found."""
         offer, mark = self.offer, self.mark
+        if self.is_withdrawn:
+            return
         if offer is not None and mark is not None and not offer.is_made:
             offer.is_made = True
-            self.say("offer", mark.loop, mark.on_offer)
+            if offer.find(mark):
+                self.say("offer", mark.loop, mark.on_offer)
 
     def withdraw(self) -> None:
         """Make a later answer impossible."""
@@ -118,6 +122,12 @@ class Meeting:
             self.is_withdrawn = True
             if self.mark is not None and self.answer is None:
                 self.say("withdrawn", self.mark.loop, self.mark.on_withdrawn)
+
+    def refuse(self) -> None:
+        """Tell the client that the server has no room for it."""
+        assert self.mark is not None
+        self.is_withdrawn = True
+        self.say("REFUSE", self.mark.loop, self.mark.on_refused)
 
     def reply(self, verdict: Verdict) -> bool:
         """Answer an offer; False when it was withdrawn."""
@@ -149,11 +159,14 @@ class SimMark:
         self.verdict = verdict
         """What was decided, None as long as nothing is."""
         self.loop = discovery.loop
+        self.process = discovery.process
+        """Number of its process."""
         self._discovery = discovery
         self._sock = weakref.ref(sock)
         self._marked = marked
         self._meeting: Meeting | None = None
-        self._offered = self._declining = False
+        self._offered = False
+        self._declining: Refusal | None = None
         self._claim: asyncio.Future[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
 
@@ -182,7 +195,7 @@ class SimMark:
         if self.verdict is not None or sock is None:
             return self._decided()
         self._claim = self.loop.create_future()
-        self._declining = False
+        self._declining = None
         self._timers.pop().cancel()
         if self._offered:
             self._answer()
@@ -201,7 +214,7 @@ class SimMark:
         assert self.verdict is not None
         return self.verdict
 
-    def settle_tcp(self) -> None:
+    def settle_tcp(self, why: Refusal) -> None:
         """Decide for TCP, and say so to an offer that comes later."""
         if self.verdict is not None:
             return
@@ -214,9 +227,9 @@ class SimMark:
             self._settle(verdict)
             return
         self.verdict = verdict
-        self._declining = True
+        self._declining = why
         if self._offered:
-            self._decline()
+            self._decline(why)
 
     def close(self) -> None:
         """Decide for TCP if nothing is decided; idempotent."""
@@ -231,10 +244,15 @@ class SimMark:
         self._offered = True
         if self not in self._discovery.marks:
             self._meeting.reply(tcp("MARK_LOST", "peer", "It closed its rendezvous."))
-        elif self._declining:
-            self._decline()
+        elif self._declining is not None:
+            self._decline(self._declining)
         elif self._claim is not None:
             self._answer()
+
+    def on_refused(self) -> None:
+        """The server has found us, and has no room."""
+        self._settle(refused(Refusal.LIMIT))
+        self._release()
 
     def on_withdrawn(self) -> None:
         """The server has given up."""
@@ -247,9 +265,9 @@ class SimMark:
         self._settle(tcp("MARK_LOST", "peer", detail))
 
     def _on_unclaimed(self) -> None:
-        self._declining = True
+        self._declining = Refusal.RAW
         if self._offered:
-            self._decline()
+            self._decline(Refusal.RAW)
 
     def _on_deadline(self) -> None:
         detail = f"No confirmation came within {self._discovery.wait_seconds:g} s."
@@ -274,9 +292,9 @@ class SimMark:
             verdict = tcp("MARK_LOST", "peer", "It withdrew its offer.")
         self._settle(verdict)
 
-    def _decline(self) -> None:
+    def _decline(self, why: Refusal) -> None:
         assert self._meeting is not None
-        self._meeting.reply(refused(Refusal.RAW))
+        self._meeting.reply(refused(why))
         detail = "The program uses the TCP socket itself."
         self._settle(tcp("NOT_MARKED", "local", detail))
         self._release()
@@ -313,16 +331,23 @@ class Offer:
         discovery: Made it.
         conn: The accepted TCP socket; it stays the caller's.
         meeting: Of the connection.
+        instead: The limit because of which the client gets a refusal, no offer.
     """
 
     def __init__(
-        self, discovery: SimDiscovery, conn: SimSocket, meeting: Meeting
+        self,
+        discovery: SimDiscovery,
+        conn: SimSocket,
+        meeting: Meeting,
+        instead: Reason | None,
     ) -> None:
         self.loop = discovery.loop
         self.is_made = False
         """Whether it is on its way to the client."""
         self._conn = conn
         self._meeting = meeting
+        self._instead = instead
+        self._process: int | None = None
         self._wait = discovery.wait_seconds
         self._verdict: Verdict | None = None
         self._done: asyncio.Future[None] = self.loop.create_future()
@@ -345,7 +370,17 @@ class Offer:
             self.loop.remove_reader(fileno)
             self._meeting.withdraw()
         assert self._verdict is not None
-        return self._verdict
+        return replace(self._verdict, process=self._process)
+
+    def find(self, mark: SimMark) -> bool:
+        """Find the client: True when it gets an offer."""
+        if self._instead is not None:
+            self._meeting.refuse()
+            self._verdict = Verdict(smc=False, reason=self._instead)
+            self._done.set_result(None)
+            return False
+        self._process = mark.process
+        return True
 
     def hear(self) -> None:
         """The client has answered."""
@@ -378,12 +413,18 @@ class SimDiscovery:
         loop: The loop that will run.
         config: `discovery`, `fabrics`, `peers` and `discovery_wait` count.
         network: Whose sockets there are.
+        process: Number of the process.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, config: Config, network: TcpNetwork
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        network: TcpNetwork,
+        process: int,
     ) -> None:
         self.loop = loop
+        self.process = process
         self.wait_seconds = config.discovery_wait
         self.marks: dict[SimMark, None] = {}
         """Meetings that are open."""
@@ -440,9 +481,7 @@ class SimDiscovery:
         """Agree with the client of an accepted connection."""
         if self.lists(conn):
             return SMC
-        if instead is not None:
-            return Verdict(smc=False, reason=instead)
-        offer = Offer(self, conn, self.meeting(conn))
+        offer = Offer(self, conn, self.meeting(conn), instead)
         self._offers[offer] = None
         try:
             return await offer.verdict()
@@ -475,8 +514,7 @@ class SimDiscovery:
 
     def settle_tcp(self, mark: SimMark, why: Refusal = Refusal.RAW) -> None:
         """Decide for TCP."""
-        del why  # the other end says PEER_NO_SMC in any case
-        mark.settle_tcp()
+        mark.settle_tcp(why)
 
     def lists(self, conn: SimSocket) -> bool:
         """Tell whether the static list names the client of an accepted socket."""

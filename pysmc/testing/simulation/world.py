@@ -107,7 +107,6 @@ class World:
         )
         self.network.trace = self.trace
         self.network.tracing = trace
-        self._next_process = 0
         self.is_closed = False
         """Whether `close` was called."""
 
@@ -132,9 +131,8 @@ class World:
         if any(each.name == name for each in self.processes):
             message = f"there is a process {name!r} already"
             raise ValueError(message)
-        self._next_process += 1
-        host = f"10.0.{self._next_process >> 8}.{self._next_process & 0xFF}"
-        made = Process(self, name, Config() if config is None else config, host)
+        number = len(self.processes) + 1
+        made = Process(self, name, Config() if config is None else config, number)
         self.processes.append(made)
         return made
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from tests.testing.simulation.kit import PLAIN, SMALL, begin, echo_run
+from tests.testing.simulation.kit import PLAIN, SMALL, begin, echo_run, mode_of
 
 SEEDS = 20
 STATIC = replace(SMALL, discovery=("static",))
@@ -95,6 +97,124 @@ def test_a_server_that_is_busy_for_long_is_given_up() -> None:
         assert task.result() == b"late"
         assert sorted(kit.modes) == ["client tcp", "server tcp"]
         assert kit.close() == []
+
+
+def test_a_server_without_room_says_so_at_once() -> None:
+    """Nobody waits for the end of `discovery_wait`."""
+    for seed in range(SEEDS):
+        kit = begin(seed, server=replace(SMALL, max_handshakes=1))
+        tasks = [kit.client.start(kit.talk(b"x")) for _ in range(2)]
+        kit.world.run(until=lambda t=tasks: all(task.done() for task in t))  # type: ignore[misc]
+        assert [task.result() for task in tasks] == [b"x", b"x"]
+        assert kit.world.now < SMALL.discovery_wait
+        assert kit.close() == []
+        assert kit.world.errors == []
+
+
+def test_a_client_without_room_says_so() -> None:
+    modes = set()
+    for seed in range(SEEDS):
+        kit = begin(seed, client=replace(SMALL, max_handshakes=1))
+        tasks = [kit.client.start(kit.talk(b"x")) for _ in range(3)]
+        kit.world.run(until=lambda t=tasks: all(task.done() for task in t))  # type: ignore[misc]
+        assert [task.result() for task in tasks] == [b"x"] * 3
+        modes.update(kit.modes)
+        assert kit.close() == []
+        assert kit.world.errors == []
+    assert len(modes) == 4
+
+
+def test_an_address_of_this_host_is_known_without_asking_the_host() -> None:
+    kit = begin(1)
+    assert kit.run(kit.talk(b"x")) == b"x"
+    is_here = kit.server.driver.admission.is_here
+    assert is_here("10.0.0.1")
+    assert not is_here("10.0.0.2")
+    assert kit.close() == []
+
+
+@pytest.mark.parametrize(
+    ("ending", "expected"),
+    [
+        ("reset", "The connection has gone"),
+        ("close", "The socket was closed"),
+        ("raw", "uses the TCP socket itself"),
+        ("late", "uses the TCP socket itself"),
+        ("stop", "discovery was closed"),
+    ],
+)
+def test_what_becomes_of_an_offer_that_is_held(ending, expected) -> None:
+    """The client holds it back until somebody asks."""
+    for seed in range(SEEDS):
+        kit = begin(seed)
+
+        async def hold(kit=kit) -> str:
+            discovery: Any = kit.client.driver.discovery
+            sock: Any = kit.world.tcp.socket(kit.client.descriptors, kit.client.host)
+            mark = discovery.prepare(sock, kit.listener.name)
+            await asyncio.SelectorEventLoop.sock_connect(
+                kit.client.loop, sock, kit.listener.name
+            )
+            discovery.connected(mark)
+            await pause(1.0 if ending == "late" else 0.01)
+            if ending == "reset":
+                kit.world.tcp.connections[0].reset()
+            elif ending == "close":
+                sock.close()
+            elif ending == "raw":
+                discovery.settle_tcp(mark)
+                discovery.settle_tcp(mark)  # idempotent
+            elif ending == "stop":
+                discovery.close()
+            verdict = await discovery.wait_confirmed(mark)
+            sock.close()
+            return str(verdict.reason)
+
+        assert expected in kit.run(hold())
+        assert kit.close() == []
+        assert kit.world.errors == []
+        assert "server smcr" not in kit.modes
+
+
+async def pause(seconds: float) -> None:
+    """Wait on the world's clock."""
+    loop = asyncio.get_running_loop()
+    waiter = loop.create_future()
+    loop.call_later(seconds, waiter.set_result, None)
+    await waiter
+
+
+def test_a_listener_is_announced_once_more_after_another() -> None:
+    kit = begin(1)
+    discovery: Any = kit.server.driver.discovery
+    announcement = discovery.announce(kit.listener)
+    assert announcement.is_holder
+    assert not announcement.is_closed
+    announcement.close()
+    assert announcement.is_closed
+    plain: Any = begin(1, server=PLAIN)
+    assert plain.server.driver.discovery.announce(plain.listener) is None
+    assert kit.close() == plain.close() == []
+
+
+def test_the_limits_of_a_marked_socket_are_those_of_the_real_one() -> None:
+    """A program's own TOS, and a socket that is already closed."""
+    kit = begin(1)
+
+    async def talk(tos: int) -> str:
+        sock: Any = kit.world.tcp.socket(kit.client.descriptors, kit.client.host)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+        await kit.client.loop.sock_connect(sock, kit.listener.name)
+        reader, writer = await asyncio.open_connection(sock=sock)
+        mode = mode_of(writer)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+        return mode
+
+    assert kit.run(talk(8)) == "tcp"
+    assert kit.run(talk(0)) == "smcr"
+    assert kit.close() == []
 
 
 def test_a_closed_listener_is_announced_no_more() -> None:

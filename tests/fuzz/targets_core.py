@@ -12,11 +12,13 @@ is on its way. Bytes of a stream that nobody touched are read as they were writt
 
 from __future__ import annotations
 
+import io
 import pickle
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from pysmc.core.events import Established, FellBack
+from pysmc.core.actions import Action
+from pysmc.core.events import ConnectionLost, Established, Failed, FellBack
 from pysmc.core.link import LinkState
 from pysmc.errors import LocalProtocolError
 from pysmc.testing.deliver import (
@@ -65,17 +67,71 @@ def _genuine(state: str) -> tuple[list[bytes], list[bytes]]:
     return of_clc or [clc.Decline(2, False, bytes(8), 0).build()], others
 
 
+class Frozen:
+    """Something that can be had again and again, as it is now.
+
+    What never changes is shared by all copies: to make frozen records anew takes as
+    long as all the rest.
+
+    Args:
+        thing: It is not kept.
+    """
+
+    def __init__(self, thing: Any) -> None:
+        file = io.BytesIO()
+        pickler = _Pickler(file)
+        pickler.dump(thing)
+        self._bytes, self._shared = file.getvalue(), pickler.shared
+
+    def thaw(self) -> Any:
+        """Give a copy."""
+        unpickler = pickle.Unpickler(io.BytesIO(self._bytes))
+        unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
+        return unpickler.load()
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.shared: list[Any] = []
+        self._numbers: dict[int, int] = {}
+
+    def persistent_id(self, part: Any) -> int | None:
+        """Number what all copies share."""
+        parameters = getattr(type(part), "__dataclass_params__", None)
+        if parameters is None or not parameters.frozen or type(part) in _NOT_SHARED:
+            return None
+        number = self._numbers.setdefault(id(part), len(self.shared))
+        if number == len(self.shared):
+            self.shared.append(part)
+        return number
+
+
+# Frozen, and yet they lead to what changes.
+_NOT_SHARED = {Established, FellBack, Failed, ConnectionLost, *get_args(Action)}
+
+
+@cache
+def _frozen(number: int) -> tuple[str, Frozen]:
+    """Make an endpoint in a state, with or without others' connections."""
+    state = NAMES[number % len(NAMES)]
+    endpoint = EndpointIn(state, bystanders=number // len(NAMES) == 1)
+    endpoint.scene.pair.checking = False
+    return state, Frozen(endpoint)
+
+
 class Play:
     """One endpoint in a state, and an input that says what arrives."""
 
     def __init__(self, number: int) -> None:
-        self.state = NAMES[number % len(NAMES)]
-        self.endpoint = EndpointIn(self.state, bystanders=True)
-        self.endpoint.scene.pair.checking = False
-        first, link = self.endpoint.scene.bystanders[0], self.endpoint.link
+        self.state, frozen = _frozen(number)
+        self.endpoint: EndpointIn = frozen.thaw()
+        others, link = self.endpoint.scene.bystanders, self.endpoint.link
         # Whom nothing may happen to; somebody on the same link goes with it.
-        shared = link is not None and link.group is first.group
-        self.stranger = None if shared or not first.is_open else first
+        self.stranger = None
+        if others and others[0].is_open:
+            shared = link is not None and link.group is others[0].group
+            self.stranger = None if shared else others[0]
 
     def go_on(self, source: Bytes) -> None:
         """Do what the input says, and check after each step."""
@@ -215,7 +271,7 @@ _plays = Kept(Play, HISTORY_BYTES)
 def _messages(data: bytes) -> None:
     if not data:
         return
-    number = data[0] % len(NAMES)
+    number = data[0]
     play = _plays.take(number, data[1:])
     play.go_on(Bytes(data[1:]))
     if play.is_over:
@@ -254,7 +310,7 @@ class Duel:
     """Two ends, and somebody who decides what is delivered, and changed, when."""
 
     def __init__(self, number: int) -> None:
-        self.pair: CorePair = pickle.loads(_duel(number % 4))
+        self.pair: CorePair = _duel(number % 4).thaw()
         self.pair.checking = False
         self.tainted: set[Any] = set()
         self.opened: list[tuple[Handshake, Handshake]] = []
@@ -386,9 +442,9 @@ class Duel:
 
 
 @cache
-def _duel(number: int) -> bytes:
+def _duel(number: int) -> Frozen:
     pair = CorePair(SMALL, newest_only=bool(number & 1), publish_later=bool(number & 2))
-    return pickle.dumps(pair)
+    return Frozen(pair)
 
 
 _duels = Kept(Duel, HISTORY_BYTES)

@@ -18,7 +18,14 @@ import pytest
 from tests.fuzz import kit
 
 SMALL, FULL = 100_000, 10_000_000
-BLIND = 2_000
+# A decoder takes some tens of microseconds, a pair of endpoints takes milliseconds: in
+# every run these get what fits into some ten seconds, and in the long one a million.
+DEAR = {
+    "core-messages": (15_000, 1_000_000),
+    "core-pair": (8_000, 1_000_000),
+    "transport": (50_000, 1_000_000),
+}
+BLIND = dict.fromkeys(kit.NAMES, 2_000) | dict.fromkeys(DEAR, 200)
 NO_ATHERIS = "needs atheris, which has wheels for Python 3.11: pip install atheris"
 has_atheris = importlib.util.find_spec("atheris") is not None
 PROGRAM = kit.ROOT / "tests" / "fuzz" / "run.py"
@@ -55,7 +62,8 @@ def what_failed(output: str) -> str:
 @pytest.mark.skipif(not has_atheris, reason=NO_ATHERIS)
 @pytest.mark.parametrize("name", kit.NAMES)
 def test_guided_inputs_show_no_fault(name, long_run):
-    with long_run(f"fuzz-{name}", small=SMALL, full=FULL) as run:
+    small, full = DEAR.get(name, (SMALL, FULL))
+    with long_run(f"fuzz-{name}", small=small, full=full) as run:
         done = fuzz(name, "--runs", str(run.count), "--seed", str(1 + run.first))
         executed = EXECUTED.search(done.stdout)
         if done.returncode or executed is None:
@@ -71,7 +79,7 @@ def test_mutated_inputs_show_no_fault(name):
     target = kit.load(name)
     seeds = target.seeds() + kit.corpus(name)
     inputs = kit.mutations(seeds, target.most_bytes, random.Random(name))
-    for data in [*seeds, *(next(inputs) for _ in range(BLIND))]:
+    for data in [*seeds, *(next(inputs) for _ in range(BLIND[name]))]:
         try:
             target.run(data)
         except BaseException as fault:

@@ -19,7 +19,7 @@ Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.core.clc_stream import ClcStream
 from pysmc.core.machine import Table
@@ -36,7 +36,14 @@ if TYPE_CHECKING:
     from pysmc.reasons import Reason
     from smcproto import clc
 
-__all__ = ["CLIENT", "SERVER", "Handshake", "HandshakeInput", "HandshakeState"]
+__all__ = [
+    "CLIENT",
+    "SERVER",
+    "Handshake",
+    "HandshakeInput",
+    "HandshakeState",
+    "Proposed",
+]
 
 
 class HandshakeState(Enum):
@@ -171,6 +178,21 @@ _READING = frozenset(
 )
 
 
+class Proposed(NamedTuple):
+    """What is kept of a Proposal: whoever stalls behind it costs little."""
+
+    peer_id: bytes
+    """8 bytes."""
+    gid: bytes
+    """16 bytes."""
+    mac: bytes
+    """6 bytes; may be zero."""
+    release: int
+    """0 for version 2.0, 1 for 2.1."""
+    max_connections: int
+    max_links: int
+
+
 class Handshake:
     """One TCP connection on its way.
 
@@ -196,7 +218,7 @@ class Handshake:
         "offer",
         "peer_key",
         "problem",
-        "proposal",
+        "proposed",
         "refusal",
         "rmb",
         "role",
@@ -223,7 +245,7 @@ class Handshake:
         self.problem: Reason | None = None
         # What a server answers the Proposal with, when it cannot be SMC-R.
         self.refusal: Reason | None = None
-        self.proposal: clc.Proposal | None = None
+        self.proposed: Proposed | None = None
         self.accept: clc.Accept | None = None
         self.offer: FabricOffer | None = None
         self.eid = ""

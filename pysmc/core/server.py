@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING
 
 from pysmc.core.actions import ConnectQueuePair
 from pysmc.core.first_contacts import ContactKey, FirstContacts
-from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
+from pysmc.core.handshake import (
+    Handshake,
+    HandshakeInput,
+    HandshakeState,
+    Proposed,
+)
 from pysmc.core.link import LinkEnd, LinkInput
 from pysmc.core.negotiator import (
     NO_EYECATCHER,
@@ -105,7 +110,8 @@ class ServerNegotiator(Negotiator):
             why = reason("NO_COMMON_EID", "local", text, code=code)
             self.decline(handshake, why, now)
             return
-        handshake.proposal, handshake.offer, handshake.eid = proposal, offer, eid
+        handshake.proposed = _kept(proposal, proposal.v2, offer)
+        handshake.offer, handshake.eid = offer, eid
         self._decide(handshake, now)
 
     def _judge(self, proposal: clc.Proposal) -> Reason | None:
@@ -132,27 +138,26 @@ class ServerNegotiator(Negotiator):
         for eid in eids:
             for offer in self._context.offers:
                 if eid in offer.eids:
-                    return offer, eid
+                    return offer, offer.eids[offer.eids.index(eid)]
         return None, ""
 
     def _key(self, handshake: Handshake) -> ContactKey:
-        proposal, offer = handshake.proposal, handshake.offer
-        assert proposal is not None
+        proposed, offer = handshake.proposed, handshake.offer
+        assert proposed is not None
         assert offer is not None
         return ContactKey(
-            handshake.peer_key, proposal.peer_id, offer.fabric, handshake.eid
+            handshake.peer_key, proposed.peer_id, offer.fabric, handshake.eid
         )
 
     def _decide(self, handshake: Handshake, now: float) -> None:
         """First contact or reuse: the decision that the client will follow."""
-        proposal, offer = handshake.proposal, handshake.offer
-        assert proposal is not None
-        assert proposal.v2 is not None
+        proposed, offer = handshake.proposed, handshake.offer
+        assert proposed is not None
         assert offer is not None
         group = self._keeper.groups.reusable_by_server(
-            peer_id=proposal.peer_id,
+            peer_id=proposed.peer_id,
             peer_key=handshake.peer_key,
-            gid=proposal.v2.gid,
+            gid=proposed.gid,
             fabric=offer.fabric,
             eid=handshake.eid,
         )
@@ -188,23 +193,24 @@ class ServerNegotiator(Negotiator):
         self.wait(handshake, handshake.answer_by - now, now)
 
     def _open_group(self, handshake: Handshake) -> None:
-        proposal, offer = handshake.proposal, handshake.offer
-        assert proposal is not None
-        assert proposal.v2 is not None
+        proposed, offer = handshake.proposed, handshake.offer
+        assert proposed is not None
         assert offer is not None
-        config, v2 = self._config, proposal.v2
-        release = min(v2.release, config.release)
+        config = self._config
+        release = min(proposed.release, config.release)
         link = self._keeper.open_group(
             role=Role.SERVER,
-            peer_id=proposal.peer_id,
+            peer_id=proposed.peer_id,
             peer_key=handshake.peer_key,
             offer=offer,
             eid=handshake.eid,
             release=release,
             max_connections=(
-                min(v2.max_connections, config.max_connections) if release else 255
+                min(proposed.max_connections, config.max_connections)
+                if release
+                else 255
             ),
-            max_links=min(v2.max_links, config.max_links) if release else 1,
+            max_links=min(proposed.max_links, config.max_links) if release else 1,
         )
         handshake.first_contact = True
         self.use_link(handshake, link)
@@ -343,15 +349,14 @@ class ServerNegotiator(Negotiator):
             self.fail(handshake, error, now)
 
     def _connect(self, handshake: Handshake, confirm: clc.Confirm, now: float) -> None:
-        proposal, link = handshake.proposal, handshake.link
-        assert proposal is not None
-        assert proposal.v2 is not None
+        proposed, link = handshake.proposed, handshake.link
+        assert proposed is not None
         assert link is not None
         link.remote = LinkEnd(
             peer_id=confirm.peer_id,
             # The address is the Proposal's; the rest of the port is the Confirm's.
-            gid=proposal.v2.gid,
-            mac=proposal.mac if any(proposal.mac) else confirm.mac,
+            gid=proposed.gid,
+            mac=proposed.mac if any(proposed.mac) else confirm.mac,
             qp_number=confirm.qp_number,
             psn=confirm.psn,
             mtu_code=min(confirm.mtu_code, link.local.mtu_code),
@@ -414,7 +419,7 @@ class ServerNegotiator(Negotiator):
 
     def ended(self, handshake: Handshake, now: float) -> None:
         """Whoever waited for this first contact may go on."""
-        if handshake.proposal is None or handshake.offer is None:
+        if handshake.proposed is None or handshake.offer is None:
             return
         key = self._key(handshake)
         if not self._first_contacts.leave(handshake, key):
@@ -432,3 +437,17 @@ class ServerNegotiator(Negotiator):
             AssertionError: Somebody does; a fault of ours.
         """
         self._first_contacts.check()
+
+
+def _kept(
+    proposal: clc.Proposal, v2: clc_v2.ProposalExtension, offer: FabricOffer
+) -> Proposed:
+    """Keep what will be needed; the GID of a peer of this host is often our own."""
+    return Proposed(
+        peer_id=proposal.peer_id,
+        gid=offer.gid if v2.gid == offer.gid else v2.gid,
+        mac=proposal.mac,
+        release=v2.release,
+        max_connections=v2.max_connections,
+        max_links=v2.max_links,
+    )

@@ -79,6 +79,8 @@ _POLLS_PER_LOOK = 64
 _LOOK_EVERY = 0.001
 """Longest time in seconds between two such looks while polling."""
 _EVENTS_AT_ONCE = 64
+_ALL_SLOTS = tuple(range(SLOTS))
+"""One object for each number, however many domains there are."""
 _ZEROS = bytes(64 * 1024)
 _POPULATED_AT_ONCE = 1 << 20
 
@@ -153,7 +155,7 @@ class ShmDomain(ProtectionDomain):
         self.arenas: list[Arena] = []
         self.queue_pairs: list[ShmQueuePair] = []
         self._regions: dict[int, ShmRegion] = {}
-        self._slots = deque(range(SLOTS))  # in turn: a stale rkey stays stale for long
+        self._slots = deque(_ALL_SLOTS)  # in turn: a stale rkey stays stale for long
         self._map = RegionMap()
         self._open = True
 

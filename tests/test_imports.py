@@ -33,11 +33,11 @@ MAY_IMPORT = {
     },
     "pysmc/fabric": {
         "pyverbs", "pysmc.fabric", "pysmc.errors", "pysmc.config", "pysmc.info",
-        "pysmc.reasons",
+        "pysmc.reasons", "pysmc.disposal",
     },
     "pysmc/discovery": {
         "smcproto", "pysmc.discovery", "pysmc.errors", "pysmc.config", "pysmc.info",
-        "pysmc.reasons",
+        "pysmc.reasons", "pysmc.disposal",
     },
     "pysmc/testing": {
         "hypothesis", "cryptography", "smcproto", "pysmc.testing", "pysmc.aio",
@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "pysmc/integrations": {"gunicorn", "uvicorn_worker", "aiohttp", "pysmc"},
 }  # fmt: skip
 
-GROUND_FLOOR = ("errors", "config", "info", "reasons")
+GROUND_FLOOR = ("errors", "config", "info", "reasons", "disposal")
 
 
 def imported_names(path: Path) -> set[str]:

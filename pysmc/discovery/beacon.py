@@ -27,7 +27,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import dialled, is_local
-from pysmc.discovery.rendezvous import refuse_descriptors
+from pysmc.discovery.rendezvous import close_stranger, refuse_descriptors
 
 if TYPE_CHECKING:
     import asyncio
@@ -255,7 +255,7 @@ class Beacon:
             return
         if self._users.foreign(watcher) is not None:
             # Strangers could fill our descriptor table.
-            watcher.close()
+            close_stranger(watcher)
             return
         watcher.settimeout(0)
         self._watchers.add(watcher)

@@ -41,6 +41,7 @@ from pysmc.discovery.rendezvous import (
     Users,
     Verdict,
     answer_of,
+    close_stranger,
     failed,
     foreign,
     process_of,
@@ -270,7 +271,7 @@ class Mark:
         uid = self._users.foreign(conn)
         if uid is not None:
             send(conn, NO + bytes([Refusal.FOREIGN]))
-            conn.close()
+            close_stranger(conn)
             self._settle(foreign(uid))
             self._release()
         elif self._conn is not None:

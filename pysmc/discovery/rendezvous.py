@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pysmc.disposal import close_elsewhere
 from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ __all__ = [
     "Users",
     "Verdict",
     "answer_of",
+    "close_stranger",
     "failed",
     "foreign",
     "process_of",
@@ -95,6 +97,18 @@ def refuse_descriptors(sock: socket.socket) -> None:
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+
+
+def close_stranger(sock: socket.socket) -> None:
+    """Close a connection of a user who is not allowed, without waiting for it.
+
+    For the kernels that do not know `refuse_descriptors`. When too many such closes
+    wait, it is done here.
+    """
+    if close_elsewhere(sock.fileno()):
+        sock.detach()
+    else:
+        sock.close()
 
 
 def tcp(name: str, side: Side, detail: str) -> Verdict:

@@ -181,6 +181,15 @@ def populate(memory: mmap.mmap, offset: int, length: int) -> None:
         return  # an older kernel: the pages come when they are touched
 
 
+def is_memfd(descriptor: int) -> bool:
+    """Tell whether a descriptor is a memfd, which is closed without waiting."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
+
+
 def map_peer_arena(descriptor: int, length: int | None = None) -> mmap.mmap:
     """Check a peer's descriptor, then map it.
 

@@ -31,9 +31,10 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pysmc.disposal import close_elsewhere, has_room
 from pysmc.errors import FabricError
 from pysmc.fabric.base import Status
-from pysmc.fabric.shm_arena import ARENAS_MAX, is_shortage
+from pysmc.fabric.shm_arena import ARENAS_MAX, is_memfd, is_shortage
 from pysmc.fabric.shm_ring import GEOMETRY
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ _ACCEPTS_AT_ONCE = 16
 _BACKLOG = 1024
 HELLO_DESCRIPTORS_MAX = 1 + ARENAS_MAX
 """Descriptors that come with a hello: the control arena and the data arenas."""
+_SCM_MAX_FD = 253
+"""Most descriptors in one message, by the kernel's will."""
 _PACKET_BYTES = 256
 _MAGIC = b"PSH2"
 _HELLO = struct.Struct("!B4s5I8s4IHB")
@@ -147,11 +150,16 @@ class Packet(NamedTuple):
     descriptors: list[int]
     truncated: bool
     """Some descriptors were lost, for want of room here or there."""
+    is_foreign: bool = False
+    """Another user's, who may have a slow close in mind."""
 
     def close(self) -> None:
         """Close the descriptors that came."""
         while self.descriptors:
-            os.close(self.descriptors.pop())
+            descriptor = self.descriptors.pop()
+            is_quick = not self.is_foreign or is_memfd(descriptor)
+            if is_quick or not close_elsewhere(descriptor):
+                os.close(descriptor)
 
 
 def receive(
@@ -177,7 +185,7 @@ def receive(
             usable = len(content) - len(content) % received.itemsize
             received.frombytes(content[:usable])
     truncated = bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
-    return Packet(data, list(received), truncated)
+    return Packet(data, list(received), truncated, descriptors == _SCM_MAX_FD)
 
 
 def look(connection: socket.socket) -> bytes:
@@ -224,7 +232,33 @@ def send_refusal(connection: socket.socket, reason: int) -> None:
     except OSError:
         pass  # the caller is gone or floods us: either way it will not read this
     finally:
+        close(connection)
+
+
+def close(connection: socket.socket) -> None:
+    """Close a connection, with whatever lies in it unread.
+
+    Another user's is closed by another thread: it may hold descriptors whose last close
+    takes long. A process of our own user needs no such means to stop us.
+    """
+    if is_foreign(connection) and close_elsewhere(connection.fileno()):
+        connection.detach()
+    else:
         connection.close()
+
+
+def is_foreign(connection: socket.socket) -> bool:
+    """Tell whether another user is at the other end."""
+    return peer_uid(connection) != os.geteuid()
+
+
+def room_for(count: int, connection: socket.socket) -> int:
+    """Tell how many descriptors to receive where so many are expected.
+
+    What the kernel finds no room for it closes in our thread, so that from another user
+    all are taken that can come in one message.
+    """
+    return _SCM_MAX_FD if is_foreign(connection) else count
 
 
 class Caller:
@@ -283,6 +317,10 @@ class Endpoint:
     def accept(self) -> None:
         """Take the callers that knock, a bounded number of them."""
         for _ in range(_ACCEPTS_AT_ONCE):
+            if not has_room():
+                # Of the next caller, too, we might not get rid at once.
+                self._pause()
+                return
             try:
                 connection, _address = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -314,16 +352,20 @@ class Endpoint:
             self._reserve = os.dup(self._listener.fileno())
         except OSError:
             # Somebody else took the last one. `resume` tries again.
-            self._unwatch(self._listener.fileno())
-            self._paused = True
+            self._pause()
+
+    def _pause(self) -> None:
+        self._unwatch(self._listener.fileno())
+        self._paused = True
 
     def resume(self) -> None:
-        """Listen again if descriptors had run out; called when some may be free."""
-        if self._paused:
-            try:
-                self._reserve = os.dup(self._listener.fileno())
-            except OSError:
-                return
+        """Listen again after a pause, if what was short is there again."""
+        if self._paused and has_room():
+            if self._reserve < 0:
+                try:
+                    self._reserve = os.dup(self._listener.fileno())
+                except OSError:
+                    return
             self._paused = False
             self._watch(self._listener.fileno(), select.EPOLLIN, self.accept)
 
@@ -396,7 +438,8 @@ class Endpoint:
             queue_pair.refuse(status, f"{text} ({by})")
             return
         self._forget(caller)
-        packet = receive(caller.connection, 1 + hello.arenas)
+        most = room_for(1 + hello.arenas, caller.connection)
+        packet = receive(caller.connection, most)
         queue_pair.accept(caller.connection, hello, packet)
 
     def drop_callers_of(self, number: int) -> None:

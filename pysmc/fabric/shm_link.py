@@ -102,6 +102,7 @@ class ShmQueuePair(QueuePair):
         self._outbox: Outbox | None = None
         self._peer_control: mmap.mmap | None = None
         self._peer_arenas: list[mmap.mmap | None] = []
+        self._room = 1  # for descriptors that come with one message
         self._control = Arena(CONTROL_BYTES)
         self.inbox = Inbox(self._control.memory, self, self._ring)
 
@@ -162,10 +163,10 @@ class ShmQueuePair(QueuePair):
                 hello = hello._replace(arenas=0, refusal=endpoint.FOREIGN_USER)
                 endpoint.send(connection, hello.build(), [])
         except OSError as exc:
-            connection.close()
+            endpoint.close(connection)
             raise _sending_failed(exc, "say hello to the peer") from exc
         if not is_allowed:
-            connection.close()
+            endpoint.close(connection)
             text = f"the endpoint belongs to user {uid}, who is not in allowed_uids"
             name = Status.FOREIGN_USER.name
             operation = "check the peer's user"
@@ -194,7 +195,8 @@ class ShmQueuePair(QueuePair):
         connection = self._socket
         assert connection is not None
         try:
-            packet = endpoint.receive(connection)
+            most = endpoint.room_for(endpoint.HELLO_DESCRIPTORS_MAX, connection)
+            packet = endpoint.receive(connection, most)
         except BlockingIOError:
             return
         data = packet.data
@@ -285,6 +287,7 @@ class ShmQueuePair(QueuePair):
                 self._peer_arenas.append(map_peer_arena(descriptor))
         except OSError as exc:
             raise no_memory(exc, "map the peer's memory") from exc
+        self._room = endpoint.room_for(1, connection)
         self._outbox = Outbox(control, self._ring, self._resolve, self.fail)
         packet.close()
         self.device.watch(connection.fileno(), select.EPOLLIN, self._hear_one)
@@ -406,7 +409,7 @@ class ShmQueuePair(QueuePair):
         if self._socket is None or self.ending is not None:
             return False
         try:
-            packet = endpoint.receive(self._socket, 1)
+            packet = endpoint.receive(self._socket, self._room)
         except BlockingIOError:
             return False
         try:
@@ -490,7 +493,7 @@ class ShmQueuePair(QueuePair):
 
     def _close_descriptors(self) -> None:
         if self._socket is not None:
-            self._socket.close()
+            endpoint.close(self._socket)
             self._socket = None
 
     def close(self) -> None:

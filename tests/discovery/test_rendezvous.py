@@ -17,6 +17,7 @@ from pysmc.discovery.rendezvous import (
     Refusal,
     Users,
     answer_of,
+    close_stranger,
     failed,
     foreign,
     overflow_uid,
@@ -154,3 +155,26 @@ def test_overflow_user_has_a_default_without_proc(
         assert overflow_uid() == 65534
     finally:
         overflow_uid.cache_clear()
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_stranger_is_closed_in_any_case(
+    monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    taken: list[int] = []
+
+    def close_elsewhere(descriptor: int) -> bool:
+        if has_room:
+            taken.append(descriptor)
+        return has_room
+
+    monkeypatch.setattr(rendezvous, "close_elsewhere", close_elsewhere)
+    near, far = socket.socketpair()
+    number = near.fileno()
+    close_stranger(near)
+    assert near.fileno() == -1
+    assert taken == ([number] if has_room else [])
+    for descriptor in taken:
+        os.close(descriptor)
+    assert far.recv(1) == b""
+    far.close()

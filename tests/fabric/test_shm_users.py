@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -128,6 +131,53 @@ def test_a_foreign_verdict_waits_for_the_queue_pair() -> None:
     queue_pair.connect(peer.remote(), 1, passive=True)
     assert statuses(drain(device)) == [(CONNECTED, Status.FOREIGN_USER)]
     device.close()
+    peer.close()
+
+
+def _linger(peer: RawPeer, device: ShmDevice, wanted: int, line: socket.socket) -> int:
+    """Send, as another user, a socket whose last close takes a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    near.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            near.send(bytes(1 << 16))
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 60))
+    os.setresuid(1000, 1000, 1000)
+    peer.call(device)
+    peer.say(peer.hello(wanted), [peer.control, near.fileno()])
+    near.close()
+    line.send(b"sent")
+    # Until the victim has done what it does; then both ends of TCP go.
+    line.recv(4)
+    far.close()
+    peer.socket.close()
+    return 0
+
+
+@needs_root
+@pytest.mark.parametrize("allowed", [(), (1000,)], ids=["foreign", "allowed"])
+def test_what_closes_slowly_holds_nobody_up(allowed: tuple[int, ...]) -> None:
+    device = ShmDevice(os.urandom(8), allowed_uids=allowed)
+    queue_pair = device.create_domain().create_queue_pair()
+    peer = RawPeer()
+    queue_pair.connect(peer.remote(), 1, passive=True)
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    near.settimeout(10)
+    caller = Child(lambda: _linger(peer, device, queue_pair.number, far))
+    assert near.recv(4) == b"sent"
+    began = time.monotonic()
+    (completion,) = drain(device)
+    refusal = Status.BROKEN_RULE if allowed else Status.FOREIGN_USER
+    assert completion.status is refusal
+    device.close()
+    assert time.monotonic() - began < 20, "it waited for the last byte of a stranger"
+    near.send(b"done")
+    assert caller.result() == 0
+    for end in (near, far):
+        end.close()
     peer.close()
 
 

@@ -1,0 +1,98 @@
+"""Closing what strangers had a hand in, without waiting for it.
+
+Decides nothing: descriptors go in, and a thread closes them. The last close of a
+descriptor that was passed here, or that lies unread in a socket which is closed, takes
+as long as whoever made it wants (SO_LINGER, a file system in user space). A loop must
+not be the one that waits.
+
+Source: unix(7) on SCM_RIGHTS, socket(7) on SO_LINGER.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+
+__all__ = ["WAITING_MAX", "close_elsewhere", "has_room"]
+
+WAITING_MAX = 256
+"""Descriptors that may wait to be closed."""
+_REST = 1.0
+"""Seconds without work after which the thread ends; the next descriptor starts one."""
+
+
+class _Closer:
+    """The queue, and the thread that works on it as long as there is something."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[int] = deque()
+        self._changed = threading.Condition()
+        self._is_running = False
+
+    def has_room(self) -> bool:
+        return len(self._waiting) < WAITING_MAX
+
+    def put(self, descriptor: int) -> bool:
+        with self._changed:
+            if not self.has_room():
+                return False
+            if not self._is_running:
+                thread = threading.Thread(
+                    target=self._work, name="pysmc-close", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return False  # no thread is to be had
+                self._is_running = True
+            self._waiting.append(descriptor)
+            self._changed.notify()
+            return True
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                if not self._waiting and not self._changed.wait(_REST):
+                    self._is_running = False
+                    return
+                if not self._waiting:
+                    continue
+                descriptor = self._waiting[0]
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # it is closed all the same
+            finally:
+                with self._changed:
+                    self._waiting.popleft()
+
+
+_closer = _Closer()
+
+
+def has_room() -> bool:
+    """Tell whether `close_elsewhere` would take another descriptor."""
+    return _closer.has_room()
+
+
+def close_elsewhere(descriptor: int) -> bool:
+    """Have a descriptor closed by another thread, however long that takes.
+
+    Args:
+        descriptor: No longer the caller's when this returns True.
+
+    Returns:
+        False when `WAITING_MAX` of them wait already; it stays the caller's then.
+    """
+    return _closer.put(descriptor)
+
+
+def _forget_in_child() -> None:
+    # The thread is the parent's, and so is what it was about to close: as the last
+    # holder the child would wait in its place.
+    global _closer  # noqa: PLW0603 - one for each process
+    _closer = _Closer()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

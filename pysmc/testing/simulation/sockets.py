@@ -158,6 +158,7 @@ class KernelSocket:
         """What SO_ERROR would say."""
         self.got_fin = self.sent_fin = self.is_fin_known = False
         self.is_read_shut = False
+        self.was_up = False
         self.options: dict[tuple[int, int], Any] = {}
         self._fd = -1 if descriptors is None else descriptors.take(self)
 
@@ -301,7 +302,7 @@ class KernelSocket:
         self._check_open()
         if self.state is CONNECTING:
             _fail(errno.EALREADY)
-        if self.state is CONNECTED:
+        if self.was_up:
             _fail(errno.EISCONN)
         self.error = 0
         self.peer_name = (address[0], address[1])
@@ -423,16 +424,19 @@ class KernelSocket:
 
     def arrive(self, data: bytes | memoryview) -> None:
         """Take bytes of the peer."""
-        if self.state is CLOSED or self.is_read_shut:
+        if self.state is CLOSED:
             # Nobody can read them any more: the peer has to know.
             assert self.out is not None
             self.out.clear()
             self.out.put("RST")
-            self.state = CLOSED if self.state is CLOSED else ENDED
-            return
-        if self.state is CONNECTED:
+        elif self.state is CONNECTED:
             self.inbox += data
             self.touch()
+
+    def come_up(self) -> None:
+        """Be connected from now on."""
+        self.state, self.was_up = CONNECTED, True
+        self.touch()
 
     def arrive_fin(self) -> None:
         """Take the peer's end of file."""

@@ -52,6 +52,11 @@ JOIN_BYTES = 4096
 """Small pieces that wait are joined up to this size."""
 
 
+def _patience(kind: str) -> float:
+    """Seconds until a sender gives up what is never answered."""
+    return SYN_RETRIES_SECONDS if kind.startswith("SYN") else RETRIES_SECONDS
+
+
 class Pipe:
     """One direction of a connection.
 
@@ -96,7 +101,7 @@ class Pipe:
         if self.is_dead:
             if kind == "RST":
                 return  # nobody sends it again
-            due += SYN_RETRIES_SECONDS if kind == "SYN" else RETRIES_SECONDS
+            due += _patience(kind)
         if items:
             last_due, last_kind, last = items[-1]
             due = max(due, last_due)
@@ -128,8 +133,8 @@ class Pipe:
         """Let nothing arrive any more, and nobody know."""
         self.is_dead = True
         if self._items:
-            due = self.network.now() + RETRIES_SECONDS
-            self._items[0] = (due, *self._items[0][1:])
+            _, kind, data = self._items[0]
+            self._items[0] = (self.network.now() + _patience(kind), kind, data)
 
     def is_ready(self, now: float) -> bool:
         """Whether something can arrive now."""
@@ -385,9 +390,9 @@ class TcpNetwork:
         """Forget the connections that are over."""
         left = [each for each in self.connections if not each.is_over]
         if len(left) < len(self.connections):
-            self.connections = left
+            self.connections, living = left, set(left)
             self._by_socket = {
-                sock: each for sock, each in self._by_socket.items() if each in left
+                sock: each for sock, each in self._by_socket.items() if each in living
             }
 
     # What sockets ask
@@ -457,8 +462,7 @@ class TcpNetwork:
         assert sink.out is not None
         del pipe
         if sink.state is CONNECTING:
-            sink.state = CONNECTED
-            sink.touch()
+            sink.come_up()
             sink.out.put("ACK")
         else:
             sink.out.put("RST")
@@ -468,7 +472,7 @@ class TcpNetwork:
         listener = sink.listener
         if sink.state is not CONNECTING or listener is None:
             return
-        sink.state = CONNECTED
+        sink.come_up()
         if listener.fileno() < 0:
             sink.abandon()
             return

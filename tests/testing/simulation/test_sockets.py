@@ -35,6 +35,8 @@ class Real:
         """Let what is on its way arrive; the loopback device does so at once."""
 
     def ready(self, sock: Any) -> set[str]:
+        if sock.fileno() < 0:
+            return set()
         poll = select.epoll()
         poll.register(sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
         events = dict(poll.poll(0)).get(sock.fileno(), 0)
@@ -70,6 +72,8 @@ class Simulated:
             pass
 
     def ready(self, sock: Any) -> set[str]:
+        if sock.fileno() < 0:
+            return set()
         found = {"read"} if sock.is_readable() else set()
         return found | ({"write"} if sock.is_writable() else set())
 
@@ -145,6 +149,15 @@ def shut_for_reading(near: Any, far: Any) -> None:
     near.shutdown(socket.SHUT_RD)
 
 
+def shut_then_data(near: Any, far: Any) -> None:
+    near.shutdown(socket.SHUT_RD)
+    far.send(b"late")
+
+
+def shut_both(near: Any, far: Any) -> None:
+    near.shutdown(socket.SHUT_RDWR)
+
+
 _network: list[Callable[[], None]] = []
 
 
@@ -164,6 +177,8 @@ PLAYS = [
     both_end,
     write_to_closed,
     shut_for_reading,
+    shut_then_data,
+    shut_both,
 ]
 PROBES: dict[str, Callable[[Any], list[str]]] = {
     "recv": lambda s: [say(s.recv, 100) for _ in range(3)],
@@ -182,6 +197,27 @@ PROBES: dict[str, Callable[[Any], list[str]]] = {
         say(s.shutdown, socket.SHUT_WR),
         say(s.send, b"x"),
         say(s.shutdown, socket.SHUT_RDWR),
+    ],
+    "sendmsg and recv_into": lambda s: [
+        say(s.sendmsg, [b"x", b"y"]),
+        say(s.sendmsg, [memoryview(b"z")]),
+        say(s.recv_into, bytearray(3)),
+        say(s.recv_into, bytearray(3), 1),
+    ],
+    "misuse": lambda s: [
+        say(s.accept),
+        say(s.connect, ("127.0.0.1", 9)),
+        say(s.send, b""),
+        say(s.gettimeout),
+    ],
+    "closed": lambda s: [
+        say(s.close),
+        say(s.close),
+        say(s.fileno),
+        *(say(call) for call in (s.getsockname, s.getpeername, s.accept)),
+        say(s.recv, 1),
+        say(s.send, b""),
+        say(s.shutdown, socket.SHUT_RD),
     ],
     "peek": lambda s: [say(s.recv, 2, socket.MSG_PEEK), say(s.recv, 9)],
 }
@@ -206,3 +242,88 @@ def outcome(kind: type[Real | Simulated], play: Any, probe: str) -> Any:
 @pytest.mark.parametrize("play", PLAYS, ids=lambda play: play.__name__)
 def test_simulated_sockets_say_what_the_kernel_says(play, probe) -> None:
     assert outcome(Simulated, play, probe) == outcome(Real, play, probe)
+
+
+def test_what_has_no_counterpart_or_takes_no_time_there() -> None:
+    world = World(1)
+    server, client = world.process("server"), world.process("client")
+    near: Any = world.tcp.socket(client.descriptors, client.host)
+    assert repr(near) == "<SimSocket 10.0.0.2:40001 new>"
+    with pytest.raises(ValueError, match="never blocks"):
+        near.setblocking(True)
+    near.setblocking(False)
+    assert say_now(near.recv, 1) == say_now(near.shutdown, 0) == "ENOTCONN"
+    assert say_now(near.send, b"x") == "EPIPE"
+    listener = server.listen(7)
+    assert say_now(near.connect, listener.name) == "EINPROGRESS"
+    assert say_now(near.connect, listener.name) == "EALREADY"
+    assert say_now(near.send, b"x") == say_now(near.recv, 1) == "EAGAIN"
+    listener.listen(5)
+    assert say_now(listener.accept) == "EAGAIN"
+    while world.step():
+        pass
+    assert say_now(near.connect, listener.name) == "EISCONN"
+    server.descriptors.limit = 1
+    assert say_now(listener.accept) == "EMFILE"
+    server.descriptors.limit = None
+    far, _ = listener.accept()
+    fd = far.fileno()
+    assert far.detach() == fd
+    assert far.fileno() == -1
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 0
+    assert near.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) == b""
+    near.close()
+    listener.close()
+    assert world.close() == []
+
+
+def test_a_listener_that_closes_resets_whom_nobody_accepted() -> None:
+    for steps in range(1, 5):
+        world = World(steps)
+        server, client = world.process("server"), world.process("client")
+        listener = server.listen(7)
+        near: Any = world.tcp.socket(client.descriptors, client.host)
+        assert say_now(near.connect, listener.name) == "EINPROGRESS"
+        for _ in range(steps):
+            world.step()
+        listener.close()
+        while world.step():
+            pass
+        number = near.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        assert errno.errorcode[number] in {"ECONNREFUSED", "ECONNRESET"}
+        near.close()
+        assert world.close() == []
+
+
+def test_a_client_that_closes_while_it_connects_leaves_nothing() -> None:
+    for steps in range(4):
+        world = World(steps)
+        server, client = world.process("server"), world.process("client")
+        listener = server.listen(7)
+        near: Any = world.tcp.socket(client.descriptors, client.host)
+        assert say_now(near.connect, listener.name) == "EINPROGRESS"
+        for _ in range(steps):
+            world.step()
+        near.close()
+        while world.step():
+            pass
+        if listener.kernel.queue:
+            far, _ = listener.accept()
+            assert far.recv(1) == b""
+            far.close()
+        assert listener.kernel.half_open == 0
+        listener.close()
+        while world.step():
+            pass
+        world.tcp.tidy()
+        assert world.tcp.connections == []
+        assert world.close() == []
+
+
+def say_now(call: Callable[..., Any], *args: Any) -> str:
+    """Call, and give the error's name."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011  # which one is the answer
+        call(*args)
+    return errno.errorcode[caught.value.errno or 0]

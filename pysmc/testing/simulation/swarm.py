@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pysmc.testing.simulation.process import Process
     from pysmc.testing.simulation.workload import Talking
 
-__all__ = ["Outcome", "Spec", "draw", "play", "run_seed"]
+__all__ = ["Outcome", "Spec", "draw", "judge", "play", "run_seed", "without_faults"]
 
 STEPS_MAX = 400_000
 """A run with more steps never rests."""
@@ -307,10 +307,16 @@ def _judge(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
     for talking in town.talkings:
         if requires:
             talking.excuses.append("SMC-R is required")
-        _judge_one(talking, outcome)
+        judge(talking, outcome)
 
 
-def _judge_one(talking: Talking, outcome: Outcome) -> None:
+def judge(talking: Talking, outcome: Outcome) -> None:
+    """Judge one conversation that is over.
+
+    Args:
+        talking: Which one; its excuses say what may have hurt it.
+        outcome: Gets the verdict.
+    """
     problems = outcome.problems
     for end in talking.ends:
         end.expects_nothing()

@@ -362,6 +362,13 @@ class _NotingProtocol(asyncio.StreamReaderProtocol):
         super().connection_lost(exc)
 
 
+class _Writer(asyncio.StreamWriter):
+    """A writer whose end the world notices, and not the garbage collector."""
+
+    def __del__(self) -> None:
+        """Close nothing: its process may be dead, and its loop with it."""
+
+
 class StreamTalk(Talk):
     """A program on asyncio's streams."""
 
@@ -376,9 +383,7 @@ class StreamTalk(Talk):
     def attach(self, transport: Any) -> None:
         """Hold the transport, once it was told to the protocol."""
         self.transport = transport
-        self._writer = asyncio.StreamWriter(
-            transport, self.protocol, self._reader, self._loop
-        )
+        self._writer = _Writer(transport, self.protocol, self._reader, self._loop)
 
     async def read(self, limit: int) -> int:
         """Wait for bytes; see `Talk.read`."""

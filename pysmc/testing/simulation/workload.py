@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Conversation", "Script", "Town", "draw_conversation"]
 
-PATIENCE_SECONDS = 400.0
-"""How long a program waits for its connection to end: longer than every wait of ours
-that a fault can cause."""
 SIZES = (0, 1, 2, 3, 15, 16, 17, 64, 100, 1000, 1460, 5000, 16383, 16384, 16385, 20000)
 LARGE_SIZES = (65535, 65536, 65537, 200_000, 300_000)
 POLITE_ENDS = ("finish", "finish", "finish", "follow")
@@ -59,6 +56,9 @@ class Script:
     """The step of its task at which that is cancelled; 0 for never."""
     linger: float = 0.0
     """Seconds before it closes."""
+    patience: float = 400.0
+    """Seconds after which it gives up: longer than every wait of ours that a fault can
+    cause."""
 
     @property
     def is_rude(self) -> bool:
@@ -234,23 +234,47 @@ class Town:
         ]
         self.servers: dict[int, asyncio.AbstractServer] = {}
         self.is_open = True
+        self._count = len(conversations) - 1
         self._by_name: dict[tuple[str, int], Talking] = {}
         self._listeners: dict[int, Any] = {}
 
     def open(self) -> None:
         """Listen, and begin the calls."""
         for number in {each.conversation.listener for each in self.talkings}:
-            process = self.processes[number]
-            self._listeners[number] = process.listen(port=1000 + number)
-            process.start(self._serve(number), "serve")
+            self.listen(number)
         for talking in self.talkings:
-            caller = self.processes[talking.conversation.caller]
-            task = caller.start(self._call(talking, caller), f"call {talking.number}")
-            talking.task = task
-            task.add_done_callback(talking.client.leave)
-            step = talking.conversation.client.cancel_step
-            if step:
-                caller.cancel_at(task, step)
+            self.begin(talking)
+
+    def listen(self, number: int) -> None:
+        """Let a process listen, as those do that are called."""
+        process = self.processes[number]
+        self._listeners[number] = process.listen(port=1000 + number)
+        process.start(self._serve(number), "serve")
+
+    def add(self, conversation: Conversation) -> Talking:
+        """Take up one more conversation, and begin it."""
+        self._count += 1
+        talking = Talking(self._count, conversation, self.flows, self.world.note)
+        self.talkings.append(talking)
+        self.begin(talking)
+        return talking
+
+    def remove(self, talking: Talking) -> None:
+        """Forget a conversation that is over."""
+        self.talkings.remove(talking)
+        self.flows.forget(talking.client.flow, talking.server.flow)
+        for name in [name for name, who in self._by_name.items() if who is talking]:
+            del self._by_name[name]
+
+    def begin(self, talking: Talking) -> None:
+        """Begin a call."""
+        caller = self.processes[talking.conversation.caller]
+        task = caller.start(self._call(talking, caller), f"call {talking.number}")
+        talking.task = task
+        task.add_done_callback(talking.client.leave)
+        step = talking.conversation.client.cancel_step
+        if step:
+            caller.cancel_at(task, step)
 
     @property
     def is_over(self) -> bool:
@@ -367,7 +391,7 @@ class Town:
         self, end: End, script: Script, talk: Talk, process: Process
     ) -> None:
         loop = process.loop
-        timer = loop.call_later(PATIENCE_SECONDS, _lose_patience, end, talk)
+        timer = loop.call_later(script.patience, _lose_patience, end, talk)
         writer: asyncio.Task[None] | None = None
         try:
             if script.style == "duplex":

@@ -1,0 +1,104 @@
+"""A fault of a plan hits what is there, and says whom it may hurt."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pysmc.config import KIB, Config
+from pysmc.testing.simulation import World
+from pysmc.testing.simulation.faults import KINDS, Fault, apply, draw_fault, wait_for
+from pysmc.testing.simulation.workload import Conversation, Script, Town
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, test_link_interval=1.0)
+TALKS = tuple(
+    Conversation(
+        1,
+        0,
+        Script(api="protocol", style="ask", writes=(100, 100), pauses=(0.0, 9.0)),
+        Script(api="protocol", style="answer"),
+        begin=0.1,
+    )
+    for _ in range(2)
+)
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Faults are logged, a line each; here they are wanted."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def town(seed: int = 1) -> tuple[World, Town]:
+    world = World(seed, newest_only=False)
+    processes = [world.process(name, CONFIG) for name in ("server", "client")]
+    made = Town(world, processes, TALKS)
+    made.open()
+    return world, made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_hits_something_in_the_middle_of_a_talk(kind: str) -> None:
+    world, made = town()
+    world.run(until=3.0)
+    assert apply(world, made, Fault(kind, world.steps, 1))
+    assert any(f"fault: {kind} 1" in line for line in world.trace)
+    excused = [talking for talking in made.talkings if talking.excuses]
+    # Everybody was admitted before the server was closed, so that hurts nobody.
+    admitted = kind == "close a server"
+    assert (
+        len(excused)
+        == {"all": 2, "one": 1, "none": 0}["none" if admitted else KINDS[kind].scope]
+    )
+    world.run(until=lambda: made.is_over)
+    made.close_servers()
+    world.run(until=lambda: made.is_quiet)
+    assert world.close() == []
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if "verb" not in kind])
+def test_before_anything_is_there_most_kinds_find_nothing(kind: str) -> None:
+    world, made = town()
+    hits = apply(world, made, Fault(kind, 1, 0))
+    assert hits is (kind in {"crash a process", "cancel a task"} or "stop" in kind)
+    world.run(until=lambda: made.is_over)
+    made.close_servers()
+    world.run(until=lambda: made.is_quiet)
+    assert world.close() == []
+
+
+def test_a_plan_is_drawn_from_its_seed_alone() -> None:
+    def plan(seed: int) -> list[Fault]:
+        rng = random.Random(seed)
+        return [draw_fault(rng, 100) for _ in range(300)]
+
+    assert plan(1) == plan(1)
+    assert plan(1) != plan(2)
+    assert {fault.kind for fault in plan(1)} == set(KINDS)
+    assert all(1 <= fault.step <= 100 for fault in plan(1))
+
+
+def test_a_fault_can_wait() -> None:
+    fault = Fault("cut a link", 10, 3)
+    assert wait_for(fault).step > 10
+    assert wait_for(fault).which == 3
+    assert str(fault) == "cut a link before step 10 (which=3)"
+
+
+def test_the_last_process_is_not_crashed() -> None:
+    world, made = town()
+    world.run(until=3.0)
+    assert apply(world, made, Fault("crash a process", 1, 0))
+    assert not apply(world, made, Fault("crash a process", 1, 0))
+    world.run(until=lambda: made.is_over)
+    assert made.talkings[0].server.is_dead
+    assert not made.talkings[0].client.is_dead
+    world.close()

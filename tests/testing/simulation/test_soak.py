@@ -1,0 +1,56 @@
+"""A soak keeps its connections alive, breaks things, and ends with nothing left."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pysmc.core.keeper import Keeper
+from pysmc.testing.simulation import soak
+from pysmc.testing.simulation.soak import Soak
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pysmc.testing.invariants import Watch
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Faults are logged, a line each; here they are wanted."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.slow
+def test_a_while_with_many_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "FAULT_EVERY_SECONDS", 20.0)
+    monkeypatch.setattr(soak, "PAUSES_SECONDS", 20.0)
+    day = Soak(3, connections=4)
+    outcome = day.run(hours=0.4)
+    assert outcome.problems == []
+    assert outcome.seconds >= 1440.0
+    assert outcome.counts["ended: complete"] > 20
+    assert sum("fault: " in name for name in outcome.counts) > 10
+    assert any(process.is_crashed for process in day.world.processes)
+    assert all(talking.is_over for talking in day.town.talkings)
+
+
+def test_what_a_soak_leaves_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, invariants: Watch
+) -> None:
+    right = Keeper.leave
+
+    def wrong(self: Keeper, group: object, now: float) -> None:
+        right(self, group, now)  # type: ignore[arg-type]
+        self._context.timers.cancel(("idle", group))
+
+    monkeypatch.setattr(Keeper, "leave", wrong)
+    monkeypatch.setattr(soak, "FAULT_EVERY_SECONDS", 1e9)
+    monkeypatch.setattr(soak, "PAUSES_SECONDS", 1.0)
+    outcome = Soak(3, connections=2).run(hours=0.02)
+    assert any("groups are left" in problem for problem in outcome.problems)
+    invariants.take()

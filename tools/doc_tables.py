@@ -12,7 +12,9 @@ import ast
 import json
 import re
 import sys
+import tomllib
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,12 +114,29 @@ def _figures(facts: dict[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in sorted(facts.items()))
 
 
+def demands_table(kind: str, section: str | None = None) -> str:
+    """Render what is demanded, by section, or what may fail (kinds of the registry)."""
+    registry = (ROOT / "tests" / "demands" / "demands.toml").read_text(encoding="utf-8")
+    rows = ["| | what it was | what holds | shown by |", "|---|---|---|---|"]
+    for row in tomllib.loads(registry)[kind]:
+        if section is None or row["section"] == section:
+            names = [f"`{name.removeprefix('tests/')}`" for name in row["tests"]]
+            shown = [*names, *([f"Later: {row['later']}"] if "later" in row else [])]
+            cells = [row["id"], row["was"], row["holds"], "<br>".join(shown)]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+SECTIONS = ("input", "ends", "fallback", "groups", "data", "set-up")
+
 TABLES: dict[str, Callable[[], str]] = {
     "config-main": lambda: config_table("main"),
     "config-waits": lambda: config_table("wait"),
     "config-limits": lambda: config_table("limit"),
     "reasons-short": lambda: reasons_table(advice=False),
     "reasons": lambda: reasons_table(advice=True),
+    "faults": lambda: demands_table("fault"),
+    **{f"demands-{name}": partial(demands_table, "demand", name) for name in SECTIONS},
     "long-runs": long_runs_table,
 }
 

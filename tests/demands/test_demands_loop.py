@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import pysmc
+from pysmc.aio.negotiation import Negotiation
 from pysmc.config import Config
 from pysmc.testing.loops import SimLoop
 
@@ -160,6 +161,77 @@ def test_nothing_empty_is_delivered_and_a_pause_has_one_end(mode) -> None:
             assert all(served.pieces)
 
     run(scenario, mode)
+
+
+class Stuck:
+    """A socket that takes no second message until it is told to.
+
+    Args:
+        sock: What it stands in front of.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.messages = 0
+        self.is_free = False
+        self.is_stuck = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.sock, name)
+
+    def send(self, data: bytes) -> int:
+        self.messages += 1
+        if self.messages > 1 and not self.is_free:
+            self.is_stuck = True
+            raise BlockingIOError
+        return self.sock.send(data[:40])
+
+
+@pytest.mark.parametrize("then", ["sent", "closed"])
+def test_a_confirm_that_is_still_in_the_senders_hands(monkeypatch, then) -> None:
+    """On a reused link the client has all it needs once the Confirm is ordered."""
+    made = Negotiation.__init__
+    stuck: list[Stuck] = []
+
+    def slowly(self: Any, driver: Any, sock: Any, role: str, *rest: Any) -> None:
+        if role == "client":
+            stuck.append(Stuck(sock))
+            sock = stuck[-1]
+        made(self, driver, sock, role, *rest)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, SimLoop)
+        async with connected() as (first, _):
+            served = End()
+            server = await loop.create_server(lambda: served, HOST, 0)
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setattr(Negotiation, "__init__", slowly)
+            connecting = loop.create_task(loop.create_connection(End, HOST, port))
+            await until(lambda: stuck and stuck[0].is_stuck)
+            assert not connecting.done()
+            assert [served.transport] == [None]
+            if then == "sent":
+                stuck[0].is_free = True
+                transport, _ = await connecting
+                await until(lambda: served.transport is not None)
+                assert served.transport.get_extra_info("smc").mode == "smcr"
+                transport.close()
+                await until(lambda: "lost" in served.calls)
+            else:
+                connecting.cancel()
+                await asyncio.wait([connecting])
+            endpoint = loop.driver.endpoint
+            await until(lambda: endpoint.handshake_count == 0)
+            assert served.calls == (["lost"] if then == "sent" else [])
+            assert first.transport.get_extra_info("smc").mode == "smcr"
+            server.close()
+            await server.wait_closed()
+
+    config = Config(confirm_wait=1.0)
+    with asyncio.Runner(loop_factory=lambda: SimLoop(config)) as runner:
+        runner.get_loop().set_exception_handler(lambda *_: None)
+        runner.run(scenario())
 
 
 class Raising(logging.Handler):

@@ -86,6 +86,11 @@ class End:
         assert self.receiver is not None
         return self.got_eof and self.receiver.position == self.peer.flow.position
 
+    @property
+    def is_over(self) -> bool:
+        """Whether its program has ended, and was told that its connection has."""
+        return self.is_dead or (self.is_done and self.lost >= self.made)
+
     def note(self, text: str) -> None:
         """Write down what it does or is told."""
         self._note(f"{self.name}: {text}")

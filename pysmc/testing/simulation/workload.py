@@ -198,11 +198,9 @@ class Talking:
 
     @property
     def is_over(self) -> bool:
-        """Whether both programs have ended."""
+        """Whether both programs have ended, and were told of their connections' end."""
         client, server = self.client, self.server
-        return (client.is_done or client.is_dead) and (
-            server.is_done or server.is_dead or not server.made
-        )
+        return client.is_over and (server.is_over or not server.made)
 
     @property
     def is_complete(self) -> bool:

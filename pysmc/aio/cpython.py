@@ -57,6 +57,9 @@ PRIVATE_NAMES: dict[str, tuple[str, ...]] = {
     "asyncio.SelectorEventLoop._create_connection_transport": (
         "self", "sock", "protocol_factory", "ssl", "server_hostname",
     ),
+    "asyncio.SelectorEventLoop._accept_connection": (
+        "self", "protocol_factory", "sock", "sslcontext", "server", "backlog",
+    ),
     "asyncio.SelectorEventLoop._accept_connection2": (
         "self", "protocol_factory", "conn", "extra", "sslcontext", "server",
     ),

@@ -55,6 +55,9 @@ log = logging.getLogger("pysmc")
 NOT_MARKED = reason("NOT_MARKED", "local")
 
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
+ACCEPTS_PER_TURN = 1
+"""Connections that a listener takes in a turn while there are some on SMC-R: under a
+flood the turn of those would otherwise come a few times a second only."""
 TCP_OUTCOMES_MAX = 64
 """Reasons whose outcome is kept, and made only once."""
 
@@ -288,6 +291,14 @@ class Driver(Pump):
         if not is_tcp(listener) or not self.config.fabrics or self.open() is not None:
             return None
         return self.discovery.announce(listener)
+
+    def accepts(self, backlog: int) -> int:
+        """Tell how many connections a listener may take in this turn of the loop.
+
+        Args:
+            backlog: What it would take, 0 or more.
+        """
+        return min(backlog, ACCEPTS_PER_TURN) if self.transports else backlog
 
     def inspect(self, conn: socket.socket) -> Reason | None:
         """Look at an accepted connection: None when `negotiate_server` is worth it."""

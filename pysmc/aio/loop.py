@@ -305,6 +305,22 @@ class Loop(asyncio.SelectorEventLoop):
             entry[1].close()
         super()._stop_serving(sock)  # type: ignore[misc]
 
+    def _accept_connection(
+        self,
+        protocol_factory: Any,
+        sock: socket.socket,
+        sslcontext: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        *args: Any,
+    ) -> None:
+        # The stock loop takes as many in a turn as the listener's backlog holds.
+        if self._driver is not None:
+            backlog = self._driver.accepts(backlog)
+        super()._accept_connection(  # type: ignore[misc]
+            protocol_factory, sock, sslcontext, server, backlog, *args
+        )
+
     def _accept_connection2(
         self,
         protocol_factory: Any,

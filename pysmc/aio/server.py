@@ -186,7 +186,8 @@ class SmcServer(asyncio.AbstractServer):
         sockets: Bound, non-blocking; they belong to the server.
         callback: See `start_server`.
         limit: Of each reader in bytes.
-        backlog: Of the listeners, and the most that is accepted in one turn.
+        backlog: Of the listeners, and the most that is accepted in one turn; see
+            `Driver.accepts`.
         tls: What `check_server_tls` gave.
     """
 
@@ -324,7 +325,7 @@ class SmcServer(asyncio.AbstractServer):
     # Accepting
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(self._backlog):
+        for _ in range(self._driver.accepts(self._backlog)):
             if self._sockets is None:
                 return
             try:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from pysmc.fabric.sim_device import SimDevice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pysmc.fabric.sim import SimNetwork
     from pysmc.testing.simulation.process import Process
 
@@ -54,6 +56,22 @@ class WorldDevice(SimDevice):
     def fileno(self) -> int:
         """Tell the number that stands for it."""
         return self._number
+
+    def forget_posts(self, chance: Callable[[], float]) -> None:
+        """Let only a part of what was posted arrive, as when its process is killed.
+
+        In shared memory what was posted is there already, and nothing is forgotten.
+
+        Args:
+            chance: Gives numbers from 0 to 1; they decide how much is left.
+        """
+        if self.network.newest_only:
+            return
+        for domain in self.domains:
+            for queue_pair in domain.queue_pairs:
+                items = queue_pair.outgoing.items
+                for _ in range(int(chance() * (len(items) + 1))):
+                    items.pop()
 
     def close(self) -> None:
         """Close everything of it. Idempotent."""

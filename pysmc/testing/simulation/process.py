@@ -15,6 +15,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from pysmc.aio import cpython
+from pysmc.testing.simulation.device import WorldDevice
 from pysmc.testing.simulation.loop import WorldLoop
 from pysmc.testing.simulation.sockets import Descriptors, KernelSocket, SimSocket
 
@@ -153,12 +154,18 @@ class Process:
         self.world.note(f"{self.name} resumes")
 
     def crash(self) -> None:
-        """End it as SIGKILL does. Idempotent."""
+        """End it as SIGKILL does, between two steps of the world. Idempotent.
+
+        Of what its queue pairs have posted only a part still arrives, where the fabric
+        treats updates as RDMA does: a network interface forgets the rest.
+        """
         if self.is_crashed:
             return
         self.world.note(f"{self.name} crashes")
         self.is_crashed = True
         for owner in list(self.descriptors.owners.values()):
+            if isinstance(owner, WorldDevice):
+                owner.forget_posts(self._chance)
             owner.close()  # type: ignore[attr-defined]
 
     # What the world asks

@@ -264,8 +264,8 @@ class World:
             tasks = [task for p in self.processes for task in p.names_of_waiting()]
             if any(p.open_sockets() for p in self.processes):
                 # asyncio leaves some to the collector, such as a connection that was
-                # accepted when its server closed.
-                gc.collect()
+                # accepted when its server closed. What a run has made is young.
+                gc.collect(1)
             leaks = tasks + [each for p in self.processes for each in p.open_sockets()]
             for process in self.processes:
                 process.is_stopped = False

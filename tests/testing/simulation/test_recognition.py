@@ -66,6 +66,7 @@ def test_a_client_that_never_asks_is_tcp() -> None:
         assert kit.close() == []
 
 
+@pytest.mark.slow
 def test_both_ends_agree_whenever_the_client_is_cancelled() -> None:
     """At each step of its connect: no side believes what the other does not."""
     ends = set()
@@ -229,7 +230,7 @@ def test_a_closed_listener_is_announced_no_more() -> None:
 
 
 def test_a_loop_that_closes_leaves_no_meeting_behind() -> None:
-    for seed in range(SEEDS):
+    for seed in range(0, SEEDS, 2):
         kit = begin(seed)
         task = kit.client.start(kit.talk(b"x"))
         kit.step(4 + seed)

@@ -18,6 +18,7 @@ def with_connection(kit, change) -> None:
     kit.world.tcp.on_connection = change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", [SMALL, PLAIN])
 def test_pieces_of_any_size_and_delays_change_nothing(client) -> None:
     for seed in range(SEEDS):

@@ -27,7 +27,7 @@ from pysmc.core.events import (
     LimitReached,
     News,
 )
-from pysmc.errors import FabricError
+from pysmc.errors import ConnectionReset, FabricError
 from pysmc.fabric.base import CompletionKind, Status
 from smcproto.constants import LLC_V2_FLAG, LlcType
 
@@ -287,7 +287,7 @@ class Pump:
     def _tell(self, event: Any) -> None:
         match event:
             case Established(handshake, connection):
-                handshake.handle.established(connection)
+                self._hand_out(handshake.handle, connection)
             case FellBack(handshake, why):
                 handshake.handle.fell_back(why)
             case Failed(handshake, error):
@@ -298,6 +298,21 @@ class Pump:
                     connection.handle.lose(error)
             case LimitReached(name, limit):
                 self.limit_reached(name, limit)
+
+    def _hand_out(self, negotiation: Negotiation, connection: Connection) -> None:
+        """Give a connection to its negotiation, unless the fabric knows it is wrong."""
+        rkey, address = connection.remote_rkey, connection.remote_address
+        size = connection.peer_rmbe_bytes
+        if connection.link.handle.names_element(rkey, address, size):
+            negotiation.established(connection)
+            return
+        # A flipped bit in the Accept or Confirm, say: what we write would land in
+        # other places of the peer's memory than it reads.
+        text = "the peer's receive buffer is not where its CLC message says"
+        connection.abort()
+        self.publish(connection)
+        self.endpoint.reap(connection, self.time())
+        negotiation.failed(ConnectionReset(text))
 
     def limit_reached(self, name: str, limit: int) -> None:
         """The core found a limit exceeded, for the first time."""

@@ -244,6 +244,22 @@ class QueuePair(ABC):
         """
         return -1
 
+    def names_element(self, rkey: int, address: int, length: int) -> bool:  # noqa: ARG002
+        """Tell whether something is exactly one region of the peer.
+
+        What the CLC messages say of the peer's memory nothing guards but the checksum
+        of TCP; a fabric that knows better says so before anything is written.
+
+        Args:
+            rkey: 32 bits.
+            address: Where it begins, 64 bits.
+            length: In bytes.
+
+        Returns:
+            True also when the fabric cannot tell.
+        """
+        return True
+
     @abstractmethod
     def flush(self) -> None:
         """Ring the peer's doorbell if posts since the last flush made it necessary.

@@ -111,6 +111,17 @@ class ShmQueuePair(QueuePair):
         slot = region.rkey_on(self) & 0xFFFF
         return self.inbox.consumer_of(slot, alert_token) if self.is_up else -1
 
+    def names_element(self, rkey: int, address: int, length: int) -> bool:
+        """Ask the peer's descriptor words; see `QueuePair.names_element`."""
+        outbox, slot = self._outbox, rkey & 0xFFFF
+        if outbox is None or self.ending is not None:
+            return True  # the link is gone, which is told in another way
+        if slot >= SLOTS:
+            return False
+        word = outbox.words[MAILBOXES + slot * MAILBOX_WORDS + DESCRIPTOR]
+        named, arena, offset, size = unpack_descriptor(word)
+        return (named, arena + 1 << 32 | offset, size) == (rkey, address, length)
+
     # --- coming up -----------------------------------------------------------------
 
     @property

@@ -192,6 +192,29 @@ def test_a_descriptor_that_lies_is_refused(
     assert queue_pair.is_up
 
 
+def test_only_a_whole_region_of_the_peer_is_an_element(
+    device: ShmDevice, peer: RawPeer
+) -> None:
+    """What a CLC message says of it may have been changed on its way."""
+    rkey, address, length = 9 << 16 | 3, 2 << 32 | 64 * KIB, 32 * KIB
+    unlinked = device.create_domain().create_queue_pair()
+    assert unlinked.names_element(rkey, address, length), "nothing is known yet"
+    queue_pair = peer.link(device, device.create_domain())
+    word = pack_descriptor(rkey, 1, 64 * KIB, length)
+    peer.words[MAILBOXES + 3 * MAILBOX_WORDS + DESCRIPTOR] = word
+    assert queue_pair.names_element(rkey, address, length)
+    for changed in (
+        (rkey ^ 1 << 16, address, length),
+        (rkey ^ 1, address, length),
+        (rkey | SLOTS, address, length),
+        (rkey, address + 1, length),
+        (rkey, address ^ 1 << 32, length),
+        (rkey, address, length // 2),
+        (rkey, address, length * 2),
+    ):
+        assert not queue_pair.names_element(*changed)
+
+
 def test_a_descriptor_may_change_under_our_hands(
     device: ShmDevice, peer: RawPeer
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pysmc.config import KIB, Config
 from pysmc.core.actions import CreateQueuePair, RegisterMemory
 from pysmc.core.events import Established, FellBack, News
-from pysmc.testing.pair import SMALL, CorePair
+from pysmc.testing.pair import SMALL, CorePair, PairEnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,12 +43,23 @@ def every_step(way: str, strike: Callable[[CorePair, Any, Any], bool]) -> int:
         if strike(pair, client, server):
             struck += 1
             pair.advance(60)
-            for end in (client, server):
+            for side, end in zip(pair.ends, (client, server), strict=True):
                 assert end.is_over, "\n".join(pair.trace)
+                come_again(pair, side, end)
             pair.shutdown()
         if taken < step:
             return struck
     raise AssertionError("the handshake has no end")
+
+
+def come_again(pair: CorePair, side: PairEnd, handshake: Handshake) -> None:
+    """Clean up once more by both paths, when all is over."""
+    verdict = pair.verdict(handshake)
+    if isinstance(verdict, Established):
+        verdict.connection.abort()
+        side.endpoint.reap(verdict.connection, pair.now)
+    side.endpoint.abandon(handshake, pair.now)
+    pair.settle(side)
 
 
 @WAY
@@ -134,28 +145,30 @@ def test_writes_that_complete_after_the_close_touch_nothing(count, how, ending) 
     pair = CorePair(publish_later=True)
     client, server = pair.establish()
     other, _ = pair.establish()
-    pair.hold("completion", pair.client)
+    pair.hold("publish", pair.client)
     for number in range(count):
         assert pair.write(pair.client, client, bytes([number]) * 10) == 10
-    before = pair.client.memory_bytes
+    assert client.oldest_post is not None
     getattr(pair, ending)(pair.client, client)
-    assert pair.client.memory_bytes == before, "memory goes before the peer is done"
     pair.drive()
-    if ending == "close":
+    if ending == "close":  # an abort is answered by one
+        memory, found = client.rmb, pair.client.endpoint.connection_of
+        assert memory not in list(client.group.pool), "the peer may still write there"
+        assert found(client.link, client.alert_token) is client
         sent = b"".join(bytes([number]) * 10 for number in range(count))
         assert pair.read(pair.server, server, 1000) == sent
     pair.news.clear()
     if how == "link lost":
         pair.cut_link(client.link)
     if how != "never":
-        pair.release("completion", pair.client)
+        pair.release("publish", pair.client)
     pair.drive()
-    assert client not in pair.news, "an ended connection is told of its completions"
+    assert not pair.news.get(client), "an ended connection is told of its completions"
     pair.close(pair.server, server)
     pair.drive()
     if how != "link lost":
         # The other connection of the link goes on with its own completions.
-        pair.release("completion", pair.client)
+        pair.release("publish", pair.client)
         assert pair.write(pair.client, other, b"on") == 2
         pair.drive()
         assert pair.peer_of(pair.client, other) is not None
@@ -206,10 +219,11 @@ def test_a_late_update_does_not_meet_the_next_connection_of_its_memory() -> None
     pair.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_a_full_group_ends_while_its_connections_are_closed(seed) -> None:
     """255 of them, closed and aborted by both ends in any order around the loss."""
-    count = 255 if seed == 0 else 40
+    count = 255 if seed == 0 else 25
     draw = random.Random(seed)
     limits = Config(
         rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, max_pinned_bytes=1 << 30

@@ -208,25 +208,29 @@ def test_a_confirm_that_is_still_in_the_senders_hands(monkeypatch, then) -> None
             port = server.sockets[0].getsockname()[1]
             monkeypatch.setattr(Negotiation, "__init__", slowly)
             connecting = loop.create_task(loop.create_connection(End, HOST, port))
-            await until(lambda: stuck and stuck[0].is_stuck)
-            assert not connecting.done()
-            assert [served.transport] == [None]
-            if then == "sent":
-                stuck[0].is_free = True
-                transport, _ = await connecting
-                await until(lambda: served.transport is not None)
-                assert served.transport.get_extra_info("smc").mode == "smcr"
-                transport.close()
-                await until(lambda: "lost" in served.calls)
-            else:
-                connecting.cancel()
-                await asyncio.wait([connecting])
-            endpoint = loop.driver.endpoint
-            await until(lambda: endpoint.handshake_count == 0)
-            assert served.calls == (["lost"] if then == "sent" else [])
+            try:
+                await go_on(loop, connecting, served)
+            finally:
+                server.close()
+                await server.wait_closed()
             assert first.transport.get_extra_info("smc").mode == "smcr"
-            server.close()
-            await server.wait_closed()
+
+    async def go_on(loop: SimLoop, connecting: asyncio.Task[Any], served: End) -> None:
+        await until(lambda: stuck and stuck[0].is_stuck)
+        assert not connecting.done()
+        assert [served.transport] == [None]
+        if then == "sent":
+            stuck[0].is_free = True
+            transport, _ = await connecting
+            await until(lambda: served.transport is not None)
+            assert served.transport.get_extra_info("smc").mode == "smcr"
+            transport.close()
+            await until(lambda: "lost" in served.calls)
+        else:
+            connecting.cancel()
+            await asyncio.wait([connecting])
+        await until(lambda: loop.driver.endpoint.handshake_count == 0)
+        assert served.calls == (["lost"] if then == "sent" else [])
 
     config = Config(confirm_wait=1.0)
     with asyncio.Runner(loop_factory=lambda: SimLoop(config)) as runner:

@@ -15,10 +15,12 @@ a TCP option, which a plain socket cannot set; this package is what can be had w
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pysmc.discovery.address import bound_device, endpoint
@@ -124,6 +126,7 @@ class Discovery:
         self._off: Reason | None = None
         self._peers: StaticPeers | None = None
         self._lookup: Lookup | None = None
+        self._is_short = False
         self._closed = False
         self._forked = False
         self._has_announced = False
@@ -147,13 +150,29 @@ class Discovery:
             self._off = reason("DISABLED", "local")
             return
         if "local" in config.discovery:
-            try:
-                self._lookup = Lookup()
-            except OSError as error:
-                detail = f"Discovery 'local' has no Unix socket: {error.strerror}."
-                self._off = None if self._peers else _setup_missing(detail)
+            self._open_lookup()
         elif self._peers is None:
             self._off = OPTION_NOT_BUILT
+
+    def _open_lookup(self) -> None:
+        """Open the probe; where only a descriptor was missing, the next use tries."""
+        self._is_short = False
+        try:
+            self._lookup = Lookup()
+        except OSError as error:
+            self._is_short = error.errno in {errno.EMFILE, errno.ENFILE}
+            detail = f"Discovery 'local' has no Unix socket: {error.strerror}."
+            make = (
+                partial(reason, "LIMIT", "local") if self._is_short else _setup_missing
+            )
+            self._off = None if self._peers else make(detail)
+        else:
+            self._off = None
+
+    def _check_usable_again(self) -> None:
+        self._check_usable()
+        if self._is_short:
+            self._open_lookup()
 
     # --- listeners ---------------------------------------------------------------
 
@@ -167,7 +186,7 @@ class Discovery:
         Returns:
             None when it is not a TCP listener or the discovery "local" is off.
         """
-        self._check_usable()
+        self._check_usable_again()
         if self._lookup is None or not _is_tcp(listener):
             return None
         known = self._by_listener.get(listener)
@@ -201,7 +220,7 @@ class Discovery:
         Returns:
             True when `confirm` is worth awaiting, otherwise why it is TCP.
         """
-        self._check_usable()
+        self._check_usable_again()
         if self.lists(conn):
             return True
         if self._off is not None:
@@ -256,7 +275,7 @@ class Discovery:
             A mark, to be handed to `connected`, or to `settle_tcp` when the connect
             fails. Otherwise why the connection is TCP; then nothing was changed.
         """
-        self._check_usable()
+        self._check_usable_again()
         if self._peers is not None:
             target = endpoint(address)
             if target is not None and (target, target.port) in self._peers:

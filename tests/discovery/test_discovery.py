@@ -107,6 +107,22 @@ async def test_bad_peers_are_refused(kit: Any) -> None:
         kit.discovery(discovery=("static",), peers=("example.org",))
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+async def test_no_descriptor_for_a_moment(
+    kit: Any, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def lack() -> None:
+        raise OSError(code, os.strerror(code))
+
+    target = ("127.0.0.1", 9)
+    with monkeypatch.context() as patch:
+        patch.setattr(discovery_module, "Lookup", lack)
+        local = kit.discovery()
+        assert kit.short(local.prepare(kit.client(), target)) == "LIMIT/local"
+    assert kit.short(local.prepare(kit.client(), target)) != "LIMIT/local"
+    assert local._lookup is not None
+
+
 async def test_no_unix_sockets(kit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid() -> None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))

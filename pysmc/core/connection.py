@@ -311,6 +311,8 @@ class Connection(EndingConnection):
         except RemoteProtocolError as error:
             self.peer_lost(error)
             return News.ABORTED | News.PUBLISH if self.update_due else News.ABORTED
+        if not news:
+            self.empty_updates += 1
         if (
             self._peer_flags & (BLOCKED | _REQUESTED)
             and self._rx_consumed != self._rx_reported

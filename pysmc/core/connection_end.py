@@ -82,6 +82,7 @@ class EndingConnection:
         "_tx_produced",
         "_update_step",
         "alert_token",
+        "empty_updates",
         "error",
         "group",
         "handle",
@@ -149,6 +150,8 @@ class EndingConnection:
         self._peer_consumer = 0
         self._peer_flags = 0
         self._early: Update | None = None
+        # Updates that brought neither bytes, nor space, nor an end.
+        self.empty_updates = 0
         # The cursors as they were announced last, packed: usually one of them stands.
         self._tx_announced = 0
         self._producer = 0
@@ -163,9 +166,11 @@ class EndingConnection:
         self._peer_ended = False
 
     def __repr__(self) -> str:
+        empty = f" empty_updates={self.empty_updates}" if self.empty_updates else ""
         return (
             f"<Connection {self.alert_token:08x} {self.state}"
-            f" unread={self.readable} unacked={self._tx_produced - self._tx_acked}>"
+            f" unread={self.readable} unacked={self._tx_produced - self._tx_acked}"
+            f"{empty}>"
         )
 
     # What is there

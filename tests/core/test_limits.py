@@ -9,7 +9,7 @@ import pytest
 
 from pysmc.config import Config
 from pysmc.core.clc_stream import ClcStream
-from pysmc.core.events import FellBack, LimitReached
+from pysmc.core.events import FellBack, LimitReached, News
 from pysmc.core.rmb import RTOKENS_MAX
 from pysmc.errors import RemoteProtocolError
 from pysmc.testing.pair import SMALL, CorePair, PairEnd
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pysmc.core.handshake import Handshake
     from pysmc.core.link import Link
     from pysmc.reasons import Reason
+    from tests.core.conftest import Duo
 
 
 def limited(config: Config, name: str, limit: int) -> Config:
@@ -177,6 +178,45 @@ def test_rkeys_that_a_peer_may_announce() -> None:
         assert isinstance(answer, llc.ConfirmRkey)
         assert answer.refused == (rkey == room)
     assert len(server.group.rtokens) == RTOKENS_MAX
+
+
+# CDC
+
+
+REQUESTED, BLOCKED = 0x1000, 0x8000
+
+
+@pytest.mark.parametrize("flags", [REQUESTED, BLOCKED, REQUESTED | BLOCKED, 0])
+def test_updates_without_anything_new_are_counted_and_not_answered(
+    duo: Duo, flags: int
+) -> None:
+    for sequence in range(2, 10_002):
+        news = duo.tell(duo.right, sequence=sequence & 0xFFFF, flags=flags)
+        assert not news & News.PUBLISH
+    assert not duo.right.update_due
+    assert duo.right.empty_updates == 10_000
+    assert "empty_updates=10000" in repr(duo.right)
+    # What is new still counts.
+    duo.left.claim(3)
+    assert duo.tell(duo.right, sequence=20_000) & News.DATA
+    assert duo.right.empty_updates == 10_000
+
+
+def test_one_answer_for_each_change_of_the_window(duo: Duo) -> None:
+    duo.left.claim(3)
+    duo.tell(duo.right, sequence=1)
+    answers = 0
+    for step in range(3):
+        assert duo.right.consume(1) is False
+        for turn in range(100):
+            sequence = 2 + 100 * step + turn
+            news = duo.tell(duo.right, sequence=sequence, flags=REQUESTED)
+            if news & News.PUBLISH:
+                answers += 1
+                duo.tell(duo.left)
+            assert not duo.right.update_due
+        duo.tell(duo.right, sequence=102 + 100 * step, flags=0)
+    assert answers == 3
 
 
 # CLC

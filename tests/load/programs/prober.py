@@ -48,6 +48,21 @@ async def contacts(port: int, count: int) -> dict[str, Any]:
     return summary(results)
 
 
+async def pings(port: int, count: int) -> dict[str, Any]:
+    """Exchange a byte again and again over one connection."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    mode = writer.get_extra_info("smc").mode
+    results = []
+    for _ in range(count):
+        begun = time.perf_counter()
+        writer.write(b"!")
+        assert await reader.readexactly(1) == b"!"
+        results.append((time.perf_counter() - begun, mode))
+    writer.close()
+    await writer.wait_closed()
+    return summary(results)
+
+
 def summary(results: list[tuple[float, str]]) -> dict[str, Any]:
     """Give the median, the 99th percentile and the worst, in milliseconds."""
     times = sorted(1000 * took for took, _ in results)
@@ -121,6 +136,7 @@ async def main() -> None:
         {
             "handshakes": handshakes,
             "contacts": contacts,
+            "pings": pings,
             "begin": stream.begin,
             "rate": stream.rate,
             "end": stream.end,

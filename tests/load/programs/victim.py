@@ -39,7 +39,7 @@ class Victim:
 
     async def serve(self) -> dict[str, int]:
         """Listen; gives the port."""
-        self.server = await asyncio.start_server(self.echo, HOST, 0, backlog=4096)
+        self.server = await asyncio.start_server(self.echo, HOST, 0)
         return {"port": self.server.sockets[0].getsockname()[1]}
 
     async def echo(

@@ -1,0 +1,103 @@
+"""Garbage at a listener, beside a stream over SMC-R.
+
+Attackers and victim share the machine, so the stream beside the garbage is compared
+with the same stream while as much garbage is thrown at a plain asyncio server in a
+process of its own: what remains is what garbage costs us. Both figures are told, and
+the rate without any. A connection that finds the kernel's queue of the listener full is
+counted as refused; the attackers go on all the same.
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Process
+
+pytestmark = [pytest.mark.soak, pytest.mark.load, pytest.mark.slow]
+
+MIB = 1 << 20
+PROCESSES = 2
+WANTED = 10_000
+"""Connections a second that the attackers try to make, in all."""
+SHARE_MIN = 0.8
+"""Of its rate beside garbage for others, that the stream keeps."""
+SHARE_MIN_BRIEFLY = 0.5
+"""The same in rounds of a second, which other work of the machine may fall into."""
+GROWTH_MAX = 32 * MIB
+LEFT_MAX = MIB
+MARKED = 20
+"""Percent of the connections that claim to speak SMC."""
+
+
+class Scene:
+    """A victim with a stream, a plain server beside it, and those who throw."""
+
+    def __init__(self, crowd: Any) -> None:
+        self.crowd = crowd
+        self.victim: Process = crowd.start("victim")
+        self.plain: Process = crowd.start("victim", "--plain")
+        self.ports = {
+            "smc": self.victim.ask("serve")["port"],
+            "plain": self.plain.ask("serve")["port"],
+        }
+        self.good: Process = crowd.start("prober")
+        self.throwers = [crowd.start("garbage") for _ in range(PROCESSES)]
+
+    def throw(self, target: str, seconds: float) -> dict[str, float]:
+        """Throw garbage at a server, and measure the stream meanwhile."""
+        for thrower in self.throwers:
+            thrower.tell(
+                do="throw",
+                port=self.ports[target],
+                seconds=seconds,
+                rate=WANTED / PROCESSES,
+                marked=MARKED,
+            )
+        rate = self.good.ask("rate", seconds=seconds * 0.9)["rate"]
+        thrown = [thrower.json() for thrower in self.throwers]
+        return {
+            "stream": rate,
+            "thrown": sum(each["thrown"] for each in thrown),
+            "garbage": sum(each["rate"] for each in thrown),
+            "refused": sum(each["refused"] for each in thrown),
+        }
+
+
+def test_a_stream_beside_garbage(crowd, long_run) -> None:
+    with long_run("garbage", small=4, full=30) as run:
+        scene = Scene(crowd)
+        assert scene.good.ask("begin", port=scene.ports["smc"])["mode"] == "smcr"
+        scene.throw("smc", 1)  # whatever is made once is made
+        before = crowd.when(scene.victim, is_quiet)
+        alone = scene.good.ask("rate", seconds=1)["rate"]
+        rounds, shares = [], []
+        part = run.count / 4
+        for _ in range(4):
+            elsewhere = scene.throw("plain", part)
+            here = scene.throw("smc", part)
+            rounds.append({"elsewhere": elsewhere, "here": here})
+            shares.append(here["stream"] / elsewhere["stream"])
+            run.add(connections=here["thrown"])
+        peak = scene.victim.ask("facts")
+        after = crowd.settled(scene.victim, before)
+        share = statistics.median(shares)
+        grown = {
+            "at_the_end": peak["memory"]["VmRSS"] - before["memory"]["VmRSS"],
+            "afterwards": after["memory"]["VmRSS"] - before["memory"]["VmRSS"],
+        }
+        run.tell(alone=alone, share=round(share, 3), rounds=rounds, grown=grown)
+        if share < (SHARE_MIN if run.is_full else SHARE_MIN_BRIEFLY):
+            run.fail(f"the stream kept {share:.0%} of its rate: {shares}")
+        if grown["at_the_end"] > GROWTH_MAX or grown["afterwards"] > LEFT_MAX:
+            run.fail(f"resident memory grew by {grown}")
+        assert scene.good.ask("end")["moved"] > 0
+
+
+def is_quiet(facts: dict[str, Any]) -> bool:
+    """Whether only the stream is left."""
+    held = facts["held"]
+    return bool(held["handshakes"] == 0 and held["tasks"] == 2)

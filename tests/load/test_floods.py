@@ -38,7 +38,7 @@ def test_a_flood_leaves_others_their_share(crowd, long_run, kind: str) -> None:
         dropped = facts["excess"].get("max_llc_requests_per_second", 0)
         grown = facts["memory"]["VmRSS"] - before["memory"]["VmRSS"]
         run.add(messages=flood["sent"], dropped=dropped)
-        run.tell(quiet_ms=quiet, crowded_ms=crowded, grown=grown)
+        run.tell(p99_ms=crowded["p99"], p99_ms_without=quiet["p99"], grown=grown)
         assert quiet["modes"] == crowded["modes"] == {"smcr": 500}
         assert flood["sent"] > 1000
         if crowded["p99"] >= max(P99_MAX, NOISE * quiet["p99"]):

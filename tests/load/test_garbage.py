@@ -89,12 +89,25 @@ def test_a_stream_beside_garbage(crowd, long_run) -> None:
             "at_the_end": peak["memory"]["VmRSS"] - before["memory"]["VmRSS"],
             "afterwards": after["memory"]["VmRSS"] - before["memory"]["VmRSS"],
         }
-        run.tell(alone=alone, share=round(share, 3), rounds=rounds, grown=grown)
+        run.tell(
+            share=round(share, 2),
+            mib_alone=alone,
+            mib_beside_garbage_for_others=mean(rounds, "elsewhere", "stream"),
+            mib_beside_garbage=mean(rounds, "here", "stream"),
+            garbage_a_second=mean(rounds, "here", "garbage"),
+            refused_a_second=round(mean(rounds, "here", "refused") / part),
+            **{f"bytes_grown_{when}": size for when, size in grown.items()},
+        )
         if share < (SHARE_MIN if run.is_full else SHARE_MIN_BRIEFLY):
             run.fail(f"the stream kept {share:.0%} of its rate: {shares}")
         if grown["at_the_end"] > GROWTH_MAX or grown["afterwards"] > LEFT_MAX:
             run.fail(f"resident memory grew by {grown}")
         assert scene.good.ask("end")["moved"] > 0
+
+
+def mean(rounds: list[dict[str, Any]], where: str, what: str) -> float:
+    """Give the mean of a figure."""
+    return round(statistics.mean(each[where][what] for each in rounds), 1)
 
 
 def is_quiet(facts: dict[str, Any]) -> bool:

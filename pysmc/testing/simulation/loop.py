@@ -256,8 +256,9 @@ class WorldLoop(Loop):
         return self.process.world.now
 
     def _process_events(self, event_list: Any) -> None:
-        super()._process_events(event_list)  # type: ignore[misc]
-        self.process.order(cpython.ready_handles(self))
+        if event_list:
+            super()._process_events(event_list)  # type: ignore[misc]
+        self.process.order()
 
     def call_at(
         self,

@@ -235,8 +235,9 @@ class Process:
         """A number from 0 to 1, for what happens at the same instant."""
         return self._chance() if self.world.is_shuffling else 0.0
 
-    def order(self, ready: deque[asyncio.Handle]) -> None:
+    def order(self) -> None:
         """Put the steps of tasks of one turn in order, and cancel where it is due."""
+        ready = self._ready
         if not (self._cancels or (len(ready) > 1 and self.world.is_shuffling)):
             return
         owners = [cpython.callback_owner(handle) for handle in ready]

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from pysmc.discovery import Discovery
+from pysmc.testing.simulation.recognition import SimDiscovery
 from tests.testing.simulation.kit import PLAIN, SMALL, begin, echo_run, mode_of
 
 SEEDS = 20
 STATIC = replace(SMALL, discovery=("static",))
+
+
+def test_it_has_every_method_of_the_real_discovery() -> None:
+    """With the same parameters: the driver cannot tell them apart."""
+    for name, method in vars(Discovery).items():
+        if not name.startswith("_"):
+            own = getattr(SimDiscovery, name)
+            parameters = inspect.signature(method).parameters
+            assert list(inspect.signature(own).parameters) == list(parameters), name
+            assert inspect.iscoroutinefunction(own) == inspect.iscoroutinefunction(
+                method
+            ), name
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
     python tests/fuzz/run.py clc --input e2d4c3d9        one input, in hexadecimal
     python tests/fuzz/run.py clc --runs 100000 --blind   seeded mutations, any Python
     python tests/fuzz/run.py clc --runs 100000 --grow    keep in the tree what is found
+    python tests/fuzz/run.py clc --shrink                keep only what it takes
+    python tests/fuzz/run.py clc --keep e2d4c3d9         keep one that showed a fault
 
 The seed of a run is printed; the same seed gives the same run. An input that shows a
 fault is printed as hexadecimal, with the command that repeats it.
@@ -15,6 +17,7 @@ import argparse
 import contextlib
 import importlib
 import random
+import subprocess
 import sys
 import tempfile
 import types
@@ -51,8 +54,17 @@ def main() -> int:
     parser.add_argument("--input", metavar="HEX", help="one input; - for an empty one")
     parser.add_argument("--blind", action="store_true", help="without atheris")
     parser.add_argument("--grow", action="store_true", help="add to the corpus")
-    options = parser.parse_args()
+    parser.add_argument("--shrink", action="store_true", help="minimise the corpus")
+    parser.add_argument("--keep", metavar="HEX", help="put an input into the corpus")
+    # libFuzzer calls this program itself when it merges, with options of its own.
+    options, more = parser.parse_known_args()
     _make_importable()
+    if more:
+        return merge(options.target, more)
+    if options.shrink:
+        return shrink(options.target)
+    if options.keep is not None:
+        return keep(options.target, bytes.fromhex(options.keep))
     if options.input is not None:
         data = bytes.fromhex("" if options.input == "-" else options.input)
         from tests.fuzz import kit
@@ -63,6 +75,58 @@ def main() -> int:
     if options.blind:
         return blind(options.target, options.runs, options.seed)
     return guided(options.target, options.runs, options.seed, grow=options.grow)
+
+
+def keep(name: str, data: bytes) -> int:
+    """Put an input into a target's corpus."""
+    from tests.fuzz import kit
+
+    folder = kit.CORPUS / kit.load(name).name
+    folder.mkdir(exist_ok=True, parents=True)
+    (folder / kit.file_name(data)).write_bytes(data)
+    return 0
+
+
+def merge(name: str, arguments: list[str]) -> int:
+    """Do what libFuzzer asks for; it ends the process."""
+    atheris, _, target = _instrumented(name)
+    # It puts this in front of its own options, for a shell.
+    program = f"{sys.executable} {Path(__file__).resolve()} {name}"
+    atheris.Setup([program, *arguments], target.run)
+    atheris.Fuzz()
+    return 0
+
+
+def shrink(name: str) -> int:
+    """Leave in a corpus only what it takes to reach all that it reaches."""
+    from tests.fuzz import kit
+
+    kept = kit.CORPUS / name
+    with tempfile.TemporaryDirectory() as scratch:
+        needed = Path(scratch) / "needed"
+        needed.mkdir()
+        command = [sys.executable, __file__, name, "-merge=1", str(needed), str(kept)]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        found = list(needed.iterdir())
+        if done.returncode or not found:
+            say("nothing was merged")
+            return 1
+        names = {path.name for path in found}
+        for path in kept.iterdir():
+            if path.name not in names:
+                path.unlink()
+    say(f"{len(names)} inputs are left")
+    return 0
+
+
+def _instrumented(name: str) -> tuple[Any, Any, Any]:
+    """Give atheris, the kit, and a target whose library reports its coverage."""
+    atheris: Any = importlib.import_module("atheris")  # ships no types
+    with atheris.instrument_imports(include=["pysmc", "smcproto"]):
+        from tests.fuzz import kit
+
+        target = kit.load(name)
+    return atheris, kit, target
 
 
 def blind(name: str, runs: int, seed: int) -> int:
@@ -91,12 +155,7 @@ def _run_or_tell(kit: Any, target: Any, data: bytes) -> None:
 
 def guided(name: str, runs: int, seed: int, *, grow: bool) -> int:
     """Let libFuzzer find inputs that reach new lines; it ends the process."""
-    atheris: Any = importlib.import_module("atheris")  # ships no types
-
-    with atheris.instrument_imports(include=["pysmc", "smcproto"]):
-        from tests.fuzz import kit
-
-        target = kit.load(name)
+    atheris, kit, target = _instrumented(name)
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folders = [scratch / "found", scratch / "seeds"]

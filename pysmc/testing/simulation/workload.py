@@ -470,8 +470,8 @@ async def _ask(loop: asyncio.AbstractEventLoop, script: Script, talk: Talk) -> N
     for number, size in enumerate(script.writes):
         if number < len(script.pauses) and script.pauses[number]:
             await pause(loop, script.pauses[number])
+        # No wait for room: who asks for more than there is room for has to read.
         talk.write(size)
-        await talk.drain()
         left = size
         while left and script.end != "stop":
             count = await talk.read(min(left, script.read_bytes))

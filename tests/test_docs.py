@@ -44,6 +44,16 @@ def test_every_setting_and_every_reason_is_documented() -> None:
     assert [n for n in REASONS if f"| `{n}` |" not in reasons] == []
 
 
+def test_every_limit_is_explained_and_shown_by_a_test_that_exists() -> None:
+    page = read("docs/reference/limits.md")
+    limits = {name for name in FIELDS if name.startswith("max_")} - {"max_links"}
+    assert [name for name in sorted(limits) if f"`{name}`" not in page] == []
+    shown = re.findall(r"`(\w+/test_\w+\.py)(?:::(\w+))?`", page)
+    assert len(shown) > 20
+    for path, name in shown:
+        assert f"def {name}" in read(f"tests/{path}")
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     folder = (ROOT / page).parent

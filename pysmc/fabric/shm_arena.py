@@ -97,7 +97,7 @@ def map_shared(descriptor: int, length: int) -> mmap.mmap:
 class Arena:
     """One memfd of our own, allocated, sealed and mapped."""
 
-    __slots__ = ("descriptor", "length", "memory")
+    __slots__ = ("descriptor", "inode", "length", "memory")
 
     def __init__(self, length: int) -> None:
         """Create it.
@@ -112,6 +112,7 @@ class Arena:
         self.descriptor = -1
         try:
             self.descriptor = _create_sealed(length)
+            self.inode = os.fstat(self.descriptor).st_ino
             self.memory = map_shared(self.descriptor, length)
         except OSError as exc:
             self.close_descriptor()
@@ -190,12 +191,16 @@ def is_memfd(descriptor: int) -> bool:
     return True
 
 
-def map_peer_arena(descriptor: int, length: int | None = None) -> mmap.mmap:
+def map_peer_arena(
+    descriptor: int, length: int | None = None, *, ours: frozenset[int] = frozenset()
+) -> mmap.mmap:
     """Check a peer's descriptor, then map it.
 
     Args:
         descriptor: What came over the link's socket; stays the caller's to close.
         length: The only size in bytes that is right, or None for a data arena.
+        ours: Inodes of the memory that we sent the peer: what we write for it must not
+            come back as what it wrote.
 
     Raises:
         ValueError: It is not a sealed memfd of a permitted size; the text says why.
@@ -211,6 +216,9 @@ def map_peer_arena(descriptor: int, length: int | None = None) -> mmap.mmap:
         raise ValueError(text)
     if seals & (_F_SEAL_WRITE | _F_SEAL_FUTURE_WRITE):
         text = f"its seals are {seals:#x}: we could not write to it"
+        raise ValueError(text)
+    if os.fstat(descriptor).st_ino in ours:
+        text = "it is our own memory"
         raise ValueError(text)
     return map_shared(descriptor, _checked_size(descriptor, length))
 

@@ -201,6 +201,11 @@ class ShmQueuePair(QueuePair):
         arenas = [arena.descriptor for arena in self.domain.arenas]
         return [self._control.descriptor, *arenas]
 
+    def _inodes(self) -> frozenset[int]:
+        """Tell which memory this link's peer has from us."""
+        arenas = (arena.inode for arena in self.domain.arenas)
+        return frozenset((self._control.inode, *arenas))
+
     def _answered(self) -> None:
         """Read what the called peer says to our hello."""
         connection = self._socket
@@ -292,10 +297,11 @@ class ShmQueuePair(QueuePair):
             text = f"{len(descriptors)} descriptors came, {expected} announced"
             raise ValueError(text)
         try:
-            control = map_peer_arena(descriptors[0], CONTROL_BYTES)
+            ours = self._inodes()
+            control = map_peer_arena(descriptors[0], CONTROL_BYTES, ours=ours)
             self._peer_control = control
             for descriptor in descriptors[1:]:
-                self._peer_arenas.append(map_peer_arena(descriptor))
+                self._peer_arenas.append(map_peer_arena(descriptor, ours=ours))
         except OSError as exc:
             raise no_memory(exc, "map the peer's memory") from exc
         self._room = endpoint.room_for(1, connection)
@@ -445,7 +451,7 @@ class ShmQueuePair(QueuePair):
             if self._outbox is not None:
                 self._outbox.flush()
         elif data == bytes((endpoint.ARENA, number)) and number < ARENAS_MAX:
-            self._peer_arenas.append(_map_next_arena(packet))
+            self._peer_arenas.append(_map_next_arena(packet, self._inodes()))
         else:
             text = f"message {data[:8].hex()} with {len(descriptors)} descriptors"
             raise ValueError(text)
@@ -526,7 +532,7 @@ class ShmQueuePair(QueuePair):
         self._close_descriptors()
 
 
-def _map_next_arena(packet: endpoint.Packet) -> mmap.mmap | None:
+def _map_next_arena(packet: endpoint.Packet, ours: frozenset[int]) -> mmap.mmap | None:
     """Map the arena of an arena message; None when we have not the means.
 
     Then only the connections suffer that use this arena.
@@ -538,7 +544,7 @@ def _map_next_arena(packet: endpoint.Packet) -> mmap.mmap | None:
         text = f"{count} descriptors with an arena message"
         raise ValueError(text)
     try:
-        return map_peer_arena(packet.descriptors[0])
+        return map_peer_arena(packet.descriptors[0], ours=ours)
     except OSError:
         return None
 

@@ -215,9 +215,29 @@ async def descriptors_of_an_arena(attack: Attack) -> None:
 
 @kind
 async def memory_of_the_victim_as_ours(attack: Attack) -> None:
-    """Send back the very descriptors that the victim sent us."""
+    """Send back the very descriptors that the victim sent us: all, or one of them."""
     attack.is_server = True
-    attack.brought = lambda ours: [*attack.stolen[: len(ours)], *ours][: len(ours)]
+    at = attack.rng.randrange(3)
+
+    def bring(ours: list[int]) -> list[int]:
+        attack.lies += 1
+        theirs = attack.stolen[: len(ours)]
+        if at < len(theirs):
+            return [*ours[:at], theirs[at], *ours[at + 1 :]]
+        return [*theirs, *ours[len(theirs) :]]
+
+    attack.brought = bring
     await attack.connect(1)
-    attack.lies += 1
+    for pair in attack.pairs:
+        assert pair._socket is not None
+        send(pair._socket, bytes((ARENA, 1)), attack.stolen[-1:])
+    for core in attack.cores:
+        # What the victim writes for us lands in its own element, if it lets it.
+        core.link.handle.inbox.words[
+            MAILBOXES + (core.rmb.handle.rkey & 0xFFFF) * MAILBOX_WORDS + DESCRIPTOR
+        ] += 1 << 20
+        for count in (1, 100, 1000):
+            core._tx_produced += count
+            core.link.handle.publish(core.remote_rkey, 0, *core.take_update())
+            await asyncio.sleep(0)
     await breathe(attack)

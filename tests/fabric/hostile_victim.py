@@ -263,11 +263,10 @@ class Steady(asyncio.Protocol):
 def break_seals() -> None:
     """Map whatever comes."""
 
-    def careless(descriptor: int, length: int | None = None) -> mmap.mmap:
-        del length
+    def careless(descriptor: int, *_: Any, **__: Any) -> mmap.mmap:
         return mmap.mmap(descriptor, os.fstat(descriptor).st_size)
 
-    shm_link.map_peer_arena = careless  # type: ignore[attr-defined]
+    shm_link.map_peer_arena = careless  # type: ignore[attr-defined, assignment]
 
 
 _first: list[Connection] = []

@@ -306,6 +306,20 @@ def test_bad_memory_is_refused_on_both_ends(
     assert descriptors() == before
 
 
+def test_our_own_memory_is_not_taken_for_the_peers(
+    device: ShmDevice, peer: RawPeer
+) -> None:
+    queue_pair = peer.link(device, device.create_domain())
+    queue_pair.domain.register(16384)
+    packet = peer.hear(device)
+    assert packet.data == bytes((shm_endpoint.ARENA, 0))
+    peer.say(packet.data, packet.descriptors)
+    packet.close()
+    (completion,) = drain(device)
+    assert completion.status is Status.BROKEN_RULE
+    assert completion.payload == "it is our own memory"
+
+
 def test_more_descriptors_than_anybody_needs(device: ShmDevice, peer: RawPeer) -> None:
     queue_pair = waiting(device, peer)
     peer.call(device)

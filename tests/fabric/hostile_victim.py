@@ -266,7 +266,7 @@ def break_seals() -> None:
     def careless(descriptor: int, *_: Any, **__: Any) -> mmap.mmap:
         return mmap.mmap(descriptor, os.fstat(descriptor).st_size)
 
-    shm_link.map_peer_arena = careless  # type: ignore[attr-defined, assignment]
+    shm_link.map_peer_arena = careless  # type: ignore[attr-defined]
 
 
 _first: list[Connection] = []

@@ -244,7 +244,9 @@ def _ring_seeds() -> list[bytes]:
     )
     update = bytes((3, 0, 1, 22, 0, 3, 0, 0, 2, 1, 0, 0, 0, 9))
     message = bytes((5, 0, 12, 0, 1, 0, 0, 7, 0, 9, 12, 0, 12, 1, 6, 1, 5, 0, 12, 9))
-    return [*seeds, usual, update, message, usual + message + update]
+    # A SEND as long as may be, and longer ones.
+    lengths = [bytes((5, 0, edge, 0, 1, 0, 0, 7, 0, 9)) for edge in range(11, 16)]
+    return [*seeds, *lengths, usual, update, message, usual + message + update]
 
 
 # The link's socket

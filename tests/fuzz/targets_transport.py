@@ -77,7 +77,7 @@ class Loop:
         """Say no."""
         return False
 
-    is_closed = get_debug
+    is_closed = is_running = get_debug
 
     def turn(self) -> None:
         """Do what was ready at the beginning of the turn."""

@@ -97,10 +97,8 @@ def test_the_corpus_is_small_and_named_by_its_content(name):
     assert names == {kit.file_name(data) for data in inputs}
 
 
-def test_a_fault_is_told_with_the_input_that_shows_it():
-    """A test of the test: an input that is no message of the target's kind."""
-    bad = "e2d4c3d9"
-    done = fuzz("no-such-target", "--input", bad)
+def test_a_target_that_does_not_exist_is_refused():
+    done = fuzz("no-such-target", "--input", "e2d4c3d9")
     assert done.returncode != 0
     assert "KeyError" in done.stdout
 

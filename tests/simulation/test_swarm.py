@@ -20,17 +20,17 @@ SPEED_MIN = 500
 # What every thousand worlds have to reach at least: a swarm that no longer gets there
 # would still be green.
 ENDINGS_MIN = {
-    "mode: smcr": 600,
-    "mode: tcp": 300,
-    "ended: complete": 600,
-    "ended: refused": 20,
-    "ended: ConnectionReset": 20,
-    "ended: ConnectionResetError": 5,
-    "ended: a process died": 5,
-    "ended: cut short": 20,
+    "mode: smcr": 500,
+    "mode: tcp": 200,
+    "ended: complete": 500,
+    "ended: refused": 40,
+    "ended: ConnectionReset": 50,
+    "ended: ConnectionResetError": 4,
+    "ended: a process died": 3,
+    "ended: cut short": 50,
     "rested": 100,
 }
-FAULTS_MIN = 8
+FAULTS_MIN = 4
 
 
 @pytest.fixture(autouse=True)

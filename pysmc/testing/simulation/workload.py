@@ -321,7 +321,10 @@ class Town:
 
     def admit(self, door: _Door, process: Process, transport: Any) -> None:
         """Give a caller its program."""
-        talking = self._by_name[transport.get_extra_info("peername")]
+        talking = self._by_name.get(transport.get_extra_info("peername"))
+        if talking is None:
+            transport.abort()  # the caller gave up long ago, and is forgotten
+            return
         script = talking.conversation.server
         talk = self._take_over(talking.server, script, process, transport)
         del door

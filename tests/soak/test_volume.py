@@ -11,7 +11,8 @@ import pytest
 pytestmark = [pytest.mark.soak, pytest.mark.load]
 
 GIBIBYTE = 1 << 30
-DEADLINE = 1200.0
+DEADLINE = 3600.0
+"""Seconds for all of it; a machine with other work makes each turn of both ends long."""
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Real programs in real processes, spoken to over pipes with deadlines.
 
-Nothing of pysmc runs in the process of the tests. What a program writes to standard
+No loop of pysmc runs in the process of the tests. What a program writes to standard
 error is kept, shown when a test fails, and must not contain a traceback or a warning
 about something that was left open.
 """
@@ -23,6 +23,7 @@ from typing import IO, Any
 import pytest
 
 from doc_recipes import Recipe
+from pysmc.testing.invariants import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -203,6 +204,8 @@ class Programs:
 
     def agent(self, *arguments: Any, **options: Any) -> Process:
         """Start an agent, and wait until it takes orders."""
+        if options.get("is_measured", True):  # of speed or memory, it would be a part
+            options["env"] = {ENVIRONMENT: "1"} | (options.get("env") or {})
         process = self.script("agent", *arguments, **options)
         assert process.json() == {"ready": True}
         return process

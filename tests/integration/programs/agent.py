@@ -38,6 +38,7 @@ from position_code import (  # type: ignore[import-not-found]
 import pysmc
 import pysmc.aio.loop
 import pysmc.fabric.shm
+from pysmc.testing.invariants import install_if_asked
 
 PATIENCE = 25.0
 """Seconds that one order may take."""
@@ -383,6 +384,7 @@ if __name__ == "__main__":
     parser.add_argument("--no-memfd", action="store_true")
     parser.add_argument("--tracemalloc", action="store_true")
     options = parser.parse_args()
+    install_if_asked()
     restrict(options)
     if options.stock:
         asyncio.run(main())

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.load]
 
 GIBIBYTE = 1 << 30
 DEADLINE = 3600.0
-"""Seconds for all of it; a machine with other work makes each turn of both ends long."""
+"""Seconds for all of it; other work makes each turn of both ends long."""
 
 
 @pytest.mark.slow

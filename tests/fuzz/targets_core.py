@@ -85,9 +85,17 @@ class Frozen:
 
     def thaw(self) -> Any:
         """Give a copy."""
-        unpickler = pickle.Unpickler(io.BytesIO(self._bytes))
-        unpickler.persistent_load = self._shared.__getitem__  # type: ignore[method-assign]
-        return unpickler.load()
+        return _Unpickler(io.BytesIO(self._bytes), self._shared).load()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, shared: list[Any]) -> None:
+        super().__init__(file)
+        self._shared = shared
+
+    def persistent_load(self, number: int) -> Any:
+        """Give what all copies share."""
+        return self._shared[number]
 
 
 class _Pickler(pickle.Pickler):

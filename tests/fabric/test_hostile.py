@@ -35,7 +35,8 @@ class Program:
 
     def __init__(self, name: str, *arguments: str) -> None:
         command = [sys.executable, "-X", "faulthandler", "-m", f"tests.fabric.{name}"]
-        paths = os.pathsep.join((str(ROOT), str(ROOT / "proto")))
+        given = os.environ.get("PYTHONPATH", "")
+        paths = os.pathsep.join((str(ROOT), str(ROOT / "proto"), given))
         self._process = subprocess.Popen(
             [*command, *arguments],
             stdin=subprocess.PIPE,

@@ -260,6 +260,8 @@ class Attack:
         """Connect with the victim, or let it connect; some attempts come to nothing."""
         loop = asyncio.get_running_loop()
         self.puppets = [Puppet(2 + number) for number in range(count)]
+        if self.brought:
+            self.distrust()  # the victim may write to memory that we do not read
         if not self.is_server:
             for puppet in self.puppets:
                 with contextlib.suppress(OSError):

@@ -29,6 +29,7 @@ import os
 import select
 import socket
 import struct
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.disposal import close_elsewhere, has_room
@@ -72,7 +73,9 @@ _MAGIC = b"PSH2"
 _HELLO = struct.Struct("!B4s5I8s4IHB")
 _ARENA = struct.Struct("!BB")
 _UCRED = struct.Struct("3i")
-_QUIETLY = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+# Plain ints: each rings or wakes somebody, and an IntFlag is made by a Python call.
+_QUIETLY = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_TRUNCATED = int(socket.MSG_CTRUNC | socket.MSG_TRUNC)
 
 
 def endpoint_name(peer_id: bytes) -> str:
@@ -177,15 +180,21 @@ def receive(
     Raises:
         BlockingIOError: There is none.
     """
-    space = socket.CMSG_SPACE(4 * descriptors)
-    data, ancillary, flags, _ = _take(connection, space, _QUIETLY)
+    data, ancillary, flags, _ = _take(connection, _space(descriptors), _QUIETLY)
+    truncated = flags & _TRUNCATED != 0
+    if not ancillary:
+        return Packet(data, [], truncated)
     received = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             usable = len(content) - len(content) % received.itemsize
             received.frombytes(content[:usable])
-    truncated = bool(flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC))
     return Packet(data, list(received), truncated, descriptors == _SCM_MAX_FD)
+
+
+@cache
+def _space(descriptors: int) -> int:
+    return socket.CMSG_SPACE(4 * descriptors)
 
 
 def look(connection: socket.socket) -> bytes:

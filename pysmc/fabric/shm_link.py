@@ -63,7 +63,7 @@ __all__ = ["ShmQueuePair"]
 _MESSAGES_AT_ONCE = 512
 """More than a socket's send buffer holds; a peer that sends meanwhile is cut off."""
 _BELL = bytes((endpoint.BELL,))
-_QUIETLY = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_QUIETLY = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 class LinkState(Enum):

@@ -53,6 +53,8 @@ class Loop:
         """Queue a call."""
         self.ready.append((callback, args))
 
+    call_soon_threadsafe = call_soon
+
     def call_later(self, delay: float, callback: Callable[..., None]) -> Timer:
         """Queue a timer."""
         timer = Timer(self.now + delay, callback)
@@ -395,9 +397,11 @@ class Stage:
         data = CODE[self.written : self.written + amount]
         if len(data) < amount:
             return
-        closing = self.transport.is_closing()
-        self.transport.write(bytearray(data) if amount % 2 else data)
-        if not closing:
+        transport = self.transport
+        closing, before = transport.is_closing(), transport.get_write_buffer_size()
+        transport.write(bytearray(data) if amount % 2 else data)
+        # While a close waits for room it takes more, as asyncio's own does.
+        if not closing or transport.get_write_buffer_size() > before:
             self.written += amount
 
     # The peer

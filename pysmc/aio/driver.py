@@ -25,6 +25,7 @@ from pysmc.aio.identity import SYSTEM, RandomTokens, host_name, new_peer_id
 from pysmc.aio.negotiation import Outcome
 from pysmc.aio.pump import Pump
 from pysmc.core.endpoint import Endpoint, Identity
+from pysmc.core.rate import Rate
 from pysmc.discovery import Discovery
 from pysmc.discovery.beacon import Lookup
 from pysmc.errors import (
@@ -55,9 +56,10 @@ log = logging.getLogger("pysmc")
 NOT_MARKED = reason("NOT_MARKED", "local")
 
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
-ACCEPTS_PER_TURN = 1
-"""Connections that a listener takes in a turn while there are some on SMC-R: under a
-flood the turn of those would otherwise come a few times a second only."""
+NEWCOMERS_PER_SECOND = 1000
+"""Connections that are accepted in a second, also at once after a silence, while there
+are some on SMC-R; of more than that a listener takes one in a turn of the loop. Under a
+flood the turn of those that are open would come a few times a second only."""
 TCP_OUTCOMES_MAX = 64
 """Reasons whose outcome is kept, and made only once."""
 
@@ -123,6 +125,7 @@ class Driver(Pump):
         self._watch = watch
         self._entropy = entropy
         self._arms_itself = watch is None
+        self._newcomers = Rate(NEWCOMERS_PER_SECOND)
         self.admission = Admission(config)
         """Counts negotiations, and what goes beyond the limits."""
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
@@ -298,7 +301,14 @@ class Driver(Pump):
         Args:
             backlog: What it would take, 0 or more.
         """
-        return min(backlog, ACCEPTS_PER_TURN) if self.transports else backlog
+        if not self.transports:
+            return backlog
+        return min(backlog, max(1, self._newcomers.left(self.time())))
+
+    def accepted(self) -> None:
+        """Count a newcomer."""
+        if self.transports:
+            self._newcomers.take(self.time())
 
     def inspect(self, conn: socket.socket) -> Reason | None:
         """Look at an accepted connection: None when `negotiate_server` is worth it."""

@@ -334,6 +334,7 @@ class Loop(asyncio.SelectorEventLoop):
         if conn.proto == IPPROTO_TCP or is_tcp(conn):
             # The SYN can be read only once, and here no task exists yet.
             driver = self._driver or self.driver
+            driver.accepted()
             marked: bool | None = None
             if driver.lookup is not None and self._announcements:
                 try:  # contextlib.suppress would cost as much as the look

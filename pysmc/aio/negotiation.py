@@ -402,6 +402,10 @@ class Negotiation:
             driver.endpoint.receive_tcp(handshake, data, driver.time())
             driver.settle()
 
+    def is_due(self, now: float) -> bool:
+        """Whether the handshake's deadline has come."""
+        return self._handshake is not None and self._handshake.due_at <= now
+
     def is_on(self, link: Link) -> bool:
         """Whether the handshake uses a link."""
         return self._handshake is not None and self._handshake.link is link

@@ -338,6 +338,7 @@ class SmcServer(asyncio.AbstractServer):
                 self._pause(listener, error)
                 return
             conn.setblocking(False)  # noqa: FBT003
+            self._driver.accepted()
             task = self._driver.loop.create_task(begin(self._serve(conn, peer)))
             self._tasks.add(task)
             task.add_done_callback(self._served)

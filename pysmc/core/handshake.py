@@ -209,6 +209,7 @@ class Handshake:
         "answer_by",
         "confirmed_at",
         "connection",
+        "due_at",
         "eid",
         "ends_at",
         "first_contact",
@@ -237,6 +238,8 @@ class Handshake:
         self.first_contact = False
         # CLC version of our Decline: what the peer has shown that it can read.
         self.version = 2
+        # When the present state has lasted long enough.
+        self.due_at = ends_at
         # When the server has to have answered the Proposal.
         self.answer_by = ends_at
         # When the Confirm of first contact was sent, or received.

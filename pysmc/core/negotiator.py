@@ -149,6 +149,7 @@ class Negotiator:
         raise NotImplementedError
 
     def _set_deadline(self, handshake: Handshake, when: float) -> None:
+        handshake.due_at = when
         self._context.timers.set(("handshake", handshake), when)
 
     def time_over(self, handshake: Handshake, now: float) -> None:

@@ -25,8 +25,8 @@ class Rate:
         self._left = float(per_second)
         self._when = 0.0
 
-    def take(self, now: float) -> bool:
-        """Take a permission; False when none is left.
+    def left(self, now: float) -> int:
+        """Tell how many permissions are left.
 
         Args:
             now: The time in seconds, never less than before.
@@ -34,7 +34,15 @@ class Rate:
         grown = self._left + (now - self._when) * self._per_second
         self._left = min(grown, float(self._per_second))
         self._when = now
-        if self._left < 1.0:
+        return int(self._left)
+
+    def take(self, now: float) -> bool:
+        """Take a permission; False when none is left.
+
+        Args:
+            now: The time in seconds, never less than before.
+        """
+        if self.left(now) < 1:
             return False
         self._left -= 1.0
         return True

@@ -138,6 +138,9 @@ def test_completions_that_an_interrupt_left_over_come_first(
 
 def test_a_handshake_that_fails_stops_no_clock(kit, monkeypatch) -> None:
     class Broken:
+        def is_due(self, now: float) -> bool:
+            return now > 0
+
         def read_tcp(self) -> None:
             raise ZeroDivisionError
 

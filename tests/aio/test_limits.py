@@ -13,6 +13,7 @@ import pytest
 
 import pysmc
 from pysmc.aio import admission as admission_module
+from pysmc.aio import driver as driver_module
 from pysmc.aio import loop as loop_module
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark
@@ -212,8 +213,11 @@ def test_nothing_is_registered_before_the_proposal_is_there(kit) -> None:
 
 @pytest.mark.parametrize("is_foreign", [False, True])
 @pytest.mark.parametrize("has_smc", [False, True])
-def test_newcomers_take_turns_with_who_is_there(kit, has_smc, is_foreign) -> None:
+def test_newcomers_take_turns_with_who_is_there(
+    kit, monkeypatch, has_smc, is_foreign
+) -> None:
     """A flood at a listener leaves open connections their share of the loop."""
+    monkeypatch.setattr(driver_module, "NEWCOMERS_PER_SECOND", 1)
 
     async def scenario() -> None:
         served: list[Any] = []
@@ -250,3 +254,16 @@ def test_newcomers_take_turns_with_who_is_there(kit, has_smc, is_foreign) -> Non
 
     factory = asyncio.SelectorEventLoop if is_foreign else None
     kit.run(scenario, factory=factory)
+
+
+def test_a_burst_of_newcomers_is_taken_at_once(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        async with kit.connected():
+            assert driver.accepts(100) == 100
+            for _ in range(driver_module.NEWCOMERS_PER_SECOND):
+                driver.accepted()
+            assert driver.accepts(100) < 100
+        assert driver.accepts(100) == 100
+
+    kit.run(scenario)

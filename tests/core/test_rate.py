@@ -10,7 +10,9 @@ from pysmc.core.rate import Rate
 
 def test_a_second_s_worth_passes_at_once_and_one_more_does_not() -> None:
     rate = Rate(10)
+    assert rate.left(5.0) == 10
     assert [rate.take(5.0) for _ in range(11)] == [True] * 10 + [False]
+    assert rate.left(5.0) == 0
     assert not rate.take(5.0625)
     assert rate.take(5.125)
     assert not rate.take(5.125)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +61,11 @@ def broken(monkeypatch: pytest.MonkeyPatch, invariants: Watch) -> Iterator[None]
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
+    monkeypatch.undo()
     invariants.take()
+    # What was left behind dies here, and not in somebody else's test.
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    gc.collect()
 
 
 def told(spec: Spec = SPEC) -> str:

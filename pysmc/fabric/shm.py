@@ -490,6 +490,7 @@ class ShmDevice(Device):
                 queue_pair.fail(Status.BROKEN_RULE, str(exc))
         if self._ending:
             for queue_pair in list(self._ending):
+                queue_pair.inbox.take_rest(completions)
                 completions.append(queue_pair.end())
         return completions
 

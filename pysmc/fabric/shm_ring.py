@@ -71,6 +71,8 @@ SLOTS = 512
 """Regions of a domain, and so mailboxes."""
 QUEUE_ENTRIES = 1024
 """More than the mailboxes and SEND slots together: honest peers cannot overflow it."""
+TAKEN_AT_ONCE = 64
+"""Entries of one link that a poll takes at most."""
 SEND_SLOTS = 64
 SEND_SLOT_BYTES = 1152
 SEND_BYTES_MAX = 1100
@@ -208,6 +210,7 @@ class Inbox:
                 entries = [words[QUEUE + (head & _ENTRY_MASK)]]
             else:
                 entries = _copy_entries(words, head, tail)
+                tail = head + len(entries)
             # From here the peer may reuse the entries, which is why they were copied;
             # and only behind the fence may the mailboxes be looked at.
             words[QUEUE_HEAD] = head = tail
@@ -279,6 +282,16 @@ class Inbox:
             self._room_made()
         return payload
 
+    def take_rest(self, completions: list[Completion]) -> None:
+        """Take all that is left, before the link ends."""
+        for _ in range(QUEUE_ENTRIES // TAKEN_AT_ONCE):
+            if not self.waiting():
+                return
+            try:
+                self.take(completions)
+            except RuleBroken:
+                return  # the link ends anyway
+
     def describe(self, slot: int, descriptor: int) -> None:
         """Tell the peer what the region of this slot is; 0 for none.
 
@@ -312,6 +325,8 @@ def _copy_entries(words: memoryview, head: int, tail: int) -> list[int]:
     if not 0 < tail - head <= QUEUE_ENTRIES:
         text = f"queue tail {tail} with head {head}, {QUEUE_ENTRIES} entries"
         raise RuleBroken(text)
+    # The rest waits for the next poll: a flood must not fill the loop's whole turn.
+    tail = min(tail, head + TAKEN_AT_ONCE)
     if WORDS_NEED_SYSCALL:
         fence()
     start, stop = QUEUE + (head & _ENTRY_MASK), QUEUE + (tail & _ENTRY_MASK)

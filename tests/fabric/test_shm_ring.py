@@ -32,6 +32,7 @@ from pysmc.fabric.shm_ring import (
     SENDS,
     SLEEPING,
     SLOTS,
+    TAKEN_AT_ONCE,
     WRITTEN,
     Inbox,
     Outbox,
@@ -43,6 +44,8 @@ from pysmc.fabric.shm_ring import (
 
 if TYPE_CHECKING:
     from pysmc.fabric.base import Completion, QueuePair
+    from pysmc.fabric.shm import ShmDevice
+    from tests.fabric.rawpeer import RawPeer
 
 RKEY = 7 << 16
 QUEUE_PAIR = cast("QueuePair", object())  # goes into completions, and nothing else
@@ -127,7 +130,10 @@ def test_the_queue_wraps(ring: Ring) -> None:
             ring.publish(turn, rkey=rkey)
         for _ in range(turn % 3 * 20):
             ring.outbox.send(b"x")
-        kinds = [completion.kind for completion in ring.take()]
+        taken: list[Completion] = []
+        while ring.inbox.waiting():
+            ring.inbox.take(taken)
+        kinds = [completion.kind for completion in taken]
         assert kinds.count(CompletionKind.UPDATE) == SLOTS
         assert kinds.count(CompletionKind.RECEIVE) == turn % 3 * 20
 
@@ -363,3 +369,31 @@ def test_the_fence_is_for_every_thread_and_every_moment() -> None:
         sys.setswitchinterval(before)
     assert not any(thread.is_alive() for thread in threads)
     assert not errors
+
+
+def test_a_flood_is_taken_in_pieces(device: ShmDevice, peer: RawPeer) -> None:
+    peer.link(device, device.create_domain())
+    theirs = peer.theirs
+    assert theirs is not None
+    for slot in range(SLOTS):
+        theirs[MAILBOXES + slot * MAILBOX_WORDS + 1] = WRITTEN
+        theirs[QUEUE + slot] = slot
+    theirs[QUEUE_TAIL] = SLOTS
+    rounds = [len(device.poll()) for _ in range(SLOTS // TAKEN_AT_ONCE)]
+    assert rounds == [TAKEN_AT_ONCE] * len(rounds)
+    assert device.poll() == []
+
+
+def test_all_of_it_is_taken_before_the_end(device: ShmDevice, peer: RawPeer) -> None:
+    peer.link(device, device.create_domain())
+    theirs = peer.theirs
+    assert theirs is not None
+    for slot in range(SLOTS):
+        theirs[MAILBOXES + slot * MAILBOX_WORDS + 1] = WRITTEN
+        theirs[QUEUE + slot] = slot
+    theirs[QUEUE_TAIL] = SLOTS
+    peer.socket.close()
+    device.arm()
+    completions = device.poll()
+    kinds = [completion.kind for completion in completions]
+    assert kinds == [CompletionKind.UPDATE] * SLOTS + [CompletionKind.DOWN]

@@ -205,8 +205,14 @@ class Attack:
 
     @staticmethod
     def theirs(pair: ShmQueuePair) -> memoryview:
-        """The words of the victim's control arena."""
-        assert pair._outbox is not None
+        """The words of the victim's control arena.
+
+        Raises:
+            ValueError: The link has ended.
+        """
+        if pair._outbox is None:
+            message = "the link has ended"
+            raise ValueError(message)
         return pair._outbox.words
 
     @staticmethod
@@ -241,10 +247,14 @@ class Attack:
         loop = asyncio.get_running_loop()
 
         def run() -> None:
-            # The link may end under our hands, and its views with it.
-            with contextlib.suppress(ValueError, TypeError, OSError):
-                function()
-            loop.call_soon_threadsafe(done.set)
+            try:
+                # The link may end under our hands, and its views with it.
+                with contextlib.suppress(ValueError, TypeError, OSError):
+                    function()
+            except BaseException as exc:  # noqa: BLE001 - told by this process
+                tell(complaint=f"{self.kind}: {exc!r}")
+            finally:
+                loop.call_soon_threadsafe(done.set)
 
         thread = threading.Thread(target=run, daemon=True)
         thread.start()

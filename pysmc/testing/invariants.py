@@ -24,6 +24,7 @@ The rules:
 * **One end.** A queue pair goes down once, a handshake has one verdict, a protocol gets
   connection_lost once: after our side of the connection was given back, and with
   nothing left behind it: no view, no timer, no descriptor, no place in the selector.
+  The TCP socket is closed right behind connection_lost, as asyncio does it.
 * **Nothing outlives a driver**: no group, no handshake, no domain, no timer.
 
 Source: RFC 7609 sections 4.4.2 and 4.8; the kernel's counterparts are reference counts

@@ -56,10 +56,12 @@ log = logging.getLogger("pysmc")
 NOT_MARKED = reason("NOT_MARKED", "local")
 
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
-NEWCOMERS_PER_SECOND = 1000
-"""Connections that are accepted in a second, also at once after a silence, while there
-are some on SMC-R; of more than that a listener takes one in a turn of the loop. Under a
-flood the turn of those that are open would come a few times a second only."""
+NEWCOMERS_AT_ONCE = 1000
+"""Connections that are accepted as they come while there are some on SMC-R. Of more
+than that a listener takes one in a turn of the loop: under a flood the turn of those
+that are open would come a few times a second only."""
+NEWCOMERS_PER_SECOND = 10
+"""How fast the next burst is saved up: little beside one in each turn."""
 TCP_OUTCOMES_MAX = 64
 """Reasons whose outcome is kept, and made only once."""
 
@@ -125,7 +127,7 @@ class Driver(Pump):
         self._watch = watch
         self._entropy = entropy
         self._arms_itself = watch is None
-        self._newcomers = Rate(NEWCOMERS_PER_SECOND)
+        self._newcomers = Rate(NEWCOMERS_PER_SECOND, NEWCOMERS_AT_ONCE)
         self.admission = Admission(config)
         """Counts negotiations, and what goes beyond the limits."""
         self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}

@@ -1,7 +1,7 @@
 """How often a peer may make us do something: so many times a second, and no more.
 
 `Rate` decides whether one more is within the limit. It knows no clock: the time is an
-argument. The bucket holds one second's worth, so that a burst after silence passes.
+argument. What was not used is kept up to a bound, so that a burst after silence passes.
 
 Reference: RFC 7609 names no rate; the kernel has none either (smc_llc.c).
 """
@@ -15,14 +15,15 @@ class Rate:
     """A bucket of permissions that fills with time.
 
     Args:
-        per_second: Permissions that are added in a second, and the most that it holds.
+        per_second: Permissions that are added in a second.
+        most: The most that it holds; those of a second by default.
     """
 
-    __slots__ = ("_left", "_per_second", "_when")
+    __slots__ = ("_left", "_most", "_per_second", "_when")
 
-    def __init__(self, per_second: int) -> None:
+    def __init__(self, per_second: int, most: int | None = None) -> None:
         self._per_second = per_second
-        self._left = float(per_second)
+        self._left = self._most = float(most or per_second)
         self._when = 0.0
 
     def left(self, now: float) -> int:
@@ -32,7 +33,7 @@ class Rate:
             now: The time in seconds, never less than before.
         """
         grown = self._left + (now - self._when) * self._per_second
-        self._left = min(grown, float(self._per_second))
+        self._left = min(grown, self._most)
         self._when = now
         return int(self._left)
 

@@ -217,7 +217,7 @@ def test_newcomers_take_turns_with_who_is_there(
     kit, monkeypatch, has_smc, is_foreign
 ) -> None:
     """A flood at a listener leaves open connections their share of the loop."""
-    monkeypatch.setattr(driver_module, "NEWCOMERS_PER_SECOND", 1)
+    monkeypatch.setattr(driver_module, "NEWCOMERS_AT_ONCE", 1)
 
     async def scenario() -> None:
         served: list[Any] = []
@@ -261,7 +261,7 @@ def test_a_burst_of_newcomers_is_taken_at_once(kit) -> None:
         driver = asyncio.get_running_loop().driver
         async with kit.connected():
             assert driver.accepts(100) == 100
-            for _ in range(driver_module.NEWCOMERS_PER_SECOND):
+            for _ in range(driver_module.NEWCOMERS_AT_ONCE):
                 driver.accepted()
             assert driver.accepts(100) < 100
         assert driver.accepts(100) == 100

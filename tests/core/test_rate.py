@@ -30,3 +30,10 @@ def test_no_time_sees_more_than_its_share(per_second: int, steps: list[float]) -
         now += step
         taken += rate.take(now)
         assert taken <= per_second * (now - 7.0) + per_second + 1e-6
+
+
+def test_more_may_be_saved_up_than_a_second_s_worth() -> None:
+    rate = Rate(10, most=25)
+    assert sum(rate.take(1.0) for _ in range(30)) == 25
+    assert rate.left(2.0) == 10
+    assert rate.left(100.0) == 25

@@ -71,7 +71,7 @@ def test_a_stream_beside_garbage(crowd, long_run) -> None:
     with long_run("garbage", small=4, full=30) as run:
         scene = Scene(crowd)
         assert scene.good.ask("begin", port=scene.ports["smc"])["mode"] == "smcr"
-        scene.throw("smc", 1)  # whatever is made once is made
+        scene.throw("smc", 3)  # whatever is made once is made, and a burst is over
         before = crowd.when(scene.victim, is_quiet)
         alone = scene.good.ask("rate", seconds=1)["rate"]
         rounds, shares = [], []

@@ -109,7 +109,7 @@ def test_a_stream_beside_garbage(crowd, long_run) -> None:
 
 def mean(rounds: list[dict[str, Any]], where: str, what: str) -> float:
     """Give the mean of a figure."""
-    return round(statistics.mean(each[where][what] for each in rounds), 1)
+    return round(float(statistics.mean(each[where][what] for each in rounds)), 1)
 
 
 def is_quiet(facts: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 from pysmc.core.actions import Action, PostSend, SendClc
 from pysmc.core.events import Event
+from pysmc.core.link import LinkState
 from pysmc.testing.pair import SMALL
 from pysmc.testing.pair_wire import words
 from pysmc.testing.states import STATES
@@ -273,7 +274,10 @@ class EndpointIn:
         link, connection = self.link, self.connection
         if kind is Answer:
             return bool(self.unanswered)
-        if kind in {LinkLost, PairConnected}:
+        if kind is PairConnected:
+            # Nobody connects what was not asked for.
+            return link is not None and link.state is LinkState.ACTIVATING
+        if kind is LinkLost:
             return link is not None and link.handle is not None
         if kind is PublishCompleted:
             return connection is not None

@@ -26,7 +26,8 @@ from pysmc.core.handshake import HandshakeState
 from pysmc.core.roles import Role
 from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair
-from smcproto import clc
+from smcproto import clc, llc
+from smcproto.constants import DeleteLinkReason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -358,8 +359,14 @@ def _loses_link(scene: Scene) -> None:
 
 def _group_deleted(scene: Scene) -> None:
     scene.establish()
-    scene.peer.endpoint.shutdown(scene.pair.now)
-    scene.pair.settle(scene.peer)
+    delete = llc.DeleteLink(
+        version=2,
+        response=False,
+        link_number=0,
+        reason=DeleteLinkReason.PROGRAM,
+        whole_group=True,
+    )
+    scene.pair.send_message(scene.both[1].link, delete.build())
     scene.pair.drive()
 
 

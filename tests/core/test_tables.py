@@ -1,16 +1,38 @@
-"""Every table, state and input: what moves, what is ignored, what is neither."""
+"""Every table, state and input: what moves, what is ignored, what is neither.
+
+The files in ``tables/`` state the same once more, for people: one grid a machine, and
+what each message really does in each state. A change of behaviour is a change of these
+files, to be read and committed with it (``PYSMC_WRITE_TABLES=1`` writes them anew).
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from enum import Enum
+from functools import cache
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pysmc.core import close, handshake, link
 from pysmc.core.machine import ForbiddenInput, Table
+from pysmc.testing.deliver import (
+    Answer,
+    EndpointIn,
+    Input,
+    LinkLost,
+    PairConnected,
+    PublishCompleted,
+    TcpLost,
+)
+from pysmc.testing.messages import at_bounds, genuine
+from pysmc.testing.states import STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Row = tuple[Table[Any, Any], type[Enum], type[Enum], dict[str, int]]
 
@@ -121,3 +143,163 @@ def test_the_joint_states_of_the_close_are_figure_22() -> None:
         "PEERFINCLOSEWAIT",
         "PROCESSABORT",
     }
+
+
+# The same, written down
+
+FOLDER = Path(__file__).parent / "tables"
+
+
+def check_written(name: str, text: str) -> None:
+    """Compare with what is written down, or write it."""
+    path = FOLDER / f"{name}.txt"
+    if os.environ.get("PYSMC_WRITE_TABLES"):
+        FOLDER.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    written = path.read_text(encoding="utf-8") if path.exists() else ""
+    assert text.splitlines() == written.splitlines(), f"{path.name} says otherwise"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_grid_of_a_machine_is_the_one_that_is_written_down(name: str) -> None:
+    table, states, inputs, _ = TABLES[name]
+    width = max(len(each.name) for each in inputs)
+    lines = [f"{table.name}: input, then what each state becomes; . stays, x forbidden"]
+    for happened in inputs:
+        lines.append(f"\n{happened.name}: {happened.value}")
+        for state in states:
+            try:
+                after = table.after(state, happened)
+            except ForbiddenInput:
+                after = None
+            ignored = (state, happened) in table.ignored
+            word = "x" if after is None else "." if ignored else after.name
+            lines.append(f"  {state.name:{width}} {word}")
+    check_written(name, "\n".join(lines) + "\n")
+
+
+HAPPENS: dict[str, Input] = {
+    "TCP ends": TcpLost(),
+    "the link is lost": LinkLost(),
+    "the queue pair is connected": PairConnected(),
+    "the queue pair cannot connect": PairConnected("unreachable"),
+    "the order is done": Answer(),
+    "the order fails": Answer("no memory"),
+    "a publish completes": PublishCompleted(),
+}
+
+
+def everything_for(state: str) -> dict[str, Input]:
+    endpoint = EndpointIn(state)
+    happens = {n: each for n, each in HAPPENS.items() if endpoint.takes(type(each))}
+    return {**genuine(endpoint), **happens}
+
+
+def outcome(state: str, what: Input) -> str:
+    """Say in one line what a delivery does."""
+    seen = EndpointIn(state).deliver(what)
+    parts = [
+        f"{field} {after or '-'}"
+        for field in ("handshake", "link", "connection", "memory")
+        if (after := getattr(seen.after, field)) != getattr(seen.before, field)
+    ]
+    if seen.after.readable != seen.before.readable:
+        parts.append(f"{seen.after.readable} readable")
+    if seen.after.error != seen.before.error:
+        parts.append(f"error {seen.after.error}")
+    parts += [f"says {type(message).__name__}" for message in seen.said]
+    parts += [f"tells {name}" for name in seen.news]
+    orders = [name for name in seen.orders if name not in {"SendClc", "PostSend"}]
+    parts += [f"orders {name}" for name in orders if name != "PublishUpdate"]
+    if seen.left:
+        parts.append("is not read")
+    return ", ".join(parts) or "nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_what_happens_is_what_is_written_down(role: str) -> None:
+    """Every state and every message as an honest peer would make it."""
+    lines = [f"What each message does to a {role}, state by state"]
+    for state, row in STATES.items():
+        if row.role.value != role:
+            continue
+        outcomes: dict[str, list[str]] = {}
+        for name, what in everything_for(state).items():
+            outcomes.setdefault(outcome(state, what), []).append(name)
+        lines.append(f"\n{state}: {row.words}")
+        for text, names in sorted(outcomes.items()):
+            lines += [f"  {text}:", *(f"    {name}" for name in names)]
+    check_written(f"{role}-in-every-state", "\n".join(lines) + "\n")
+
+
+# What no message may do, whatever it says
+
+
+def is_over(state: str) -> bool:
+    return EndpointIn(state).look().handshake in {"ESTABLISHED", "FELL_BACK", "FAILED"}
+
+
+def is_of_clc(name: str) -> bool:
+    return name.startswith(("Proposal", "Accept", "Confirm", "Decline", "SMC-D"))
+
+
+@cache
+def variants(message: Any) -> tuple[Any, ...]:
+    return tuple(changed for _, changed in at_bounds(message))
+
+
+def check_wrong_messages(state: str, part: int, parts: int) -> int:
+    """Deliver one of so many parts of the wrong messages; gives how many.
+
+    Invariants are checked by the delivery itself. A CLC message may end its handshake,
+    an LLC message its group, an update its connection.
+    """
+    over, delivered = is_over(state), 0
+    fellows_before = EndpointIn(state, bystanders=True).scene.bystanders[1:]
+    messages = [
+        (name, changed)
+        for name, message in genuine(EndpointIn(state)).items()
+        for changed in variants(message)
+        if not (over and is_of_clc(name))
+    ]
+    for name, changed in messages[part::parts]:
+        endpoint = EndpointIn(state, bystanders=True)
+        seen = endpoint.deliver(changed)
+        somebody_else, *fellows = endpoint.scene.bystanders
+        assert somebody_else.error is None, seen
+        assert somebody_else.state == "ACTIVE", seen
+        if is_of_clc(name) or name.startswith("CDC"):
+            # It is not about the others of the group.
+            for fellow, before in zip(fellows, fellows_before, strict=True):
+                assert fellow.state == before.state, (name, str(seen))
+        delivered += 1
+    return delivered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", STATES)
+def test_a_wrong_message_ends_at_most_its_own(state: str) -> None:
+    """Fields of messages at their bounds: nothing raises, and bystanders live.
+
+    One message in fifty here, another one in every state; all of them below.
+    """
+    number = sorted(STATES).index(state)
+    has_ended = state in {"client/fell-back", "client/failed"} | {
+        "server/fell-back",
+        "server/failed",
+    }
+    # There is nothing left that a message could arrive at.
+    assert check_wrong_messages(state, number % 40, 40) >= (0 if has_ended else 5)
+
+
+@pytest.mark.slow
+@pytest.mark.fuzz
+def test_every_wrong_message_ends_at_most_its_own(
+    long_run: Callable[..., Any],
+) -> None:
+    with long_run("wrong-messages", small=3, full=len(STATES)) as run:
+        for number in run.seeds():
+            parts = 1 if run.is_full else 20
+            state = sorted(STATES)[number]
+            run.add(messages=check_wrong_messages(state, 0, parts), states=1)

@@ -633,6 +633,7 @@ def test_more_bits_make_no_difference(narrow_wraps: Callable[[int], None]) -> No
 DEEP: tuple[tuple[Mode, int], ...] = (
     (Mode(size=2, writers=(0,)), 77_920),
     (Mode(size=2, writers=(0,), newest_only=True), 282_828),
+    (Mode(size=2), 1_883_430),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -362,6 +363,20 @@ def test_too_many_callers_wait(device: ShmDevice) -> None:
     assert answers == ["waits"] * CALLERS_MAX + ["busy: too many callers wait"] * 3
     for peer in peers:
         peer.close()
+
+
+def test_while_closes_wait_nobody_is_taken(
+    device: ShmDevice, peer: RawPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue_pair = waiting(device, peer)
+    with monkeypatch.context() as patch:
+        patch.setattr(shm_endpoint, "has_room", lambda: False)
+        peer.call(device)
+        peer.say(peer.hello(queue_pair.number))
+        assert drain(device) == []
+        assert device.arm()
+        assert not select.select([device.fileno()], [], [], 0)[0], "it would spin"
+    assert statuses(drain(device)) == [(CONNECTED, Status.SUCCESS)]
 
 
 def test_silent_callers_make_room_for_others(device: ShmDevice) -> None:

@@ -90,6 +90,7 @@ def test_transparent_huge_pages_are_no_reason_to_refuse(
         def __init__(self, descriptor: int) -> None:
             facts = real(descriptor)
             self.st_size, self.st_mode = facts.st_size, facts.st_mode
+            self.st_ino = facts.st_ino
             self.st_blksize = 2 << 20
 
     arena = shm_arena.Arena(ARENA_BYTES)

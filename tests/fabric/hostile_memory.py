@@ -61,9 +61,15 @@ async def truncate(attack: Attack) -> None:
 
 
 def punch(descriptor: int, start: int, length: int) -> None:
-    """Make a hole."""
+    """Make a hole.
+
+    Raises:
+        OSError: The link has ended, and the descriptor with it.
+    """
     arguments = (PUNCH, ctypes.c_long(start), ctypes.c_long(length))
-    assert _libc.fallocate(descriptor, *arguments) == 0
+    if _libc.fallocate(descriptor, *arguments) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 @kind

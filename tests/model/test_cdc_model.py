@@ -127,24 +127,17 @@ LOST = ConnectionReset("the other end died")
 
 
 PLAIN_NAMES = (
-    "_flags",
-    "_peer_flags",
-    "_producer",
-    "_consumer",
-    "_peer_producer",
-    "_peer_consumer",
-    "update_due",
-    "_final_taken",
-    "_may_write",
-    "_ours_ended",
+    "_flags", "_peer_flags", "_producer", "_consumer", "_peer_producer",
+    "_peer_consumer", "update_due", "_final_taken", "_may_write", "_ours_ended",
     "_peer_ended",
-)
+)  # fmt: skip
 _PLAIN = attrgetter(*PLAIN_NAMES)
 _END = attrgetter("written", "read", "heard", "acked", "pending", "said", "is_dead")
 CONSTANT = {
     "__weakref__", "_early", "_least_claim", "_peer_ring", "_ring", "_sndbuf_bytes",
     "_tuning", "_update_step", "alert_token", "group", "handle", "is_established",
     "link", "peer_token", "remote_address", "remote_rkey", "rmb", "role", "suspect",
+    "empty_updates",
 }  # fmt: skip
 """Attributes of a connection that stay as they are here."""
 
@@ -240,40 +233,17 @@ class Model:
         for side, values in enumerate(state):
             mine, end = self.real[side], self.ends[side]
             (
-                mine._tx_acked,
-                mine._tx_completed,
-                mine._tx_announced,
-                mine._tx_produced,
-                mine._rx_produced,
-                mine._rx_consumed,
-                mine._rx_reported,
-                mine._flags,
-                mine._peer_flags,
-                mine._producer,
-                mine._consumer,
-                mine._peer_producer,
-                mine._peer_consumer,
-                mine.update_due,
-                mine._final_taken,
-                mine._may_write,
-                mine._ours_ended,
-                mine._peer_ended,
-                ours,
-                peers,
-                has_error,
-                behind,
-                posted,
-                ahead,
+                mine._tx_acked, mine._tx_completed, mine._tx_announced,
+                mine._tx_produced, mine._rx_produced, mine._rx_consumed,
+                mine._rx_reported, mine._flags, mine._peer_flags, mine._producer,
+                mine._consumer, mine._peer_producer, mine._peer_consumer,
+                mine.update_due, mine._final_taken, mine._may_write, mine._ours_ended,
+                mine._peer_ended, ours, peers, has_error, behind, posted, ahead,
                 (
-                    end.written,
-                    end.read,
-                    end.heard,
-                    end.acked,
-                    end.pending,
-                    end.said,
-                    end.is_dead,
+                    end.written, end.read, end.heard, end.acked, end.pending,
+                    end.said, end.is_dead,
                 ),
-            ) = values
+            ) = values  # fmt: skip
             mine._ours, mine._peer = SIDES[ours], SIDES[peers]
             mine.error = LOST if has_error else None
             mine.suspect = False
@@ -587,6 +557,7 @@ def test_every_state(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_every_state_of_two_writers() -> None:
     """Elements of 4 bytes in both directions, all that fits, written and read."""
     states, transitions = explore(Model(Mode(waits=False, closes=False)))
@@ -594,6 +565,7 @@ def test_every_state_of_two_writers() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_every_end_at_every_moment() -> None:
     """One direction of 4 bytes, and every way in which both ends can close or die.
 

@@ -169,7 +169,7 @@ def test_a_transport_that_fails_to_leave_keeps_nothing_open(kit) -> None:
         driver = Driver(asyncio.get_running_loop(), Config())
         assert driver.open() is None
         stuck = Stuck()
-        driver.transports[stuck] = None
+        driver.transports[stuck] = None  # type: ignore[index]
         driver.close()
         assert driver.is_closed
 

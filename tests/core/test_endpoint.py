@@ -360,6 +360,7 @@ def test_the_checks_see_what_they_are_there_to_see() -> None:
         pair.client.endpoint._keeper.groups.remove(client.group)
         del pair.client.endpoint._keeper.flows[client.group]
         pair.client.endpoint._keeper.rmb_bytes = 0
+        pair.client.endpoint._keeper.rmb_bytes_of.clear()
         pair.client.endpoint._context.timers.cancel(("test link", client.link))
 
     def end_twice(pair: CorePair, client: Connection, waiting: object) -> None:
@@ -377,4 +378,3 @@ def test_the_checks_see_what_they_are_there_to_see() -> None:
     assert "gone" in broken(lose_state)
     with pytest.raises(AttributeError, match="group"):
         broken(keep_timer)
-        pair.client.endpoint._keeper.rmb_bytes_of.clear()

@@ -23,14 +23,17 @@ def test_numbers(long_run, shard):
             run.add(cases=1, **{f"shard{shard}": 1})
             if seed == BAD:
                 run.fail(f"seed {seed}: as wanted")
+            if seed == BROKEN_OFF:
+                pytest.fail("what a time-out does")
         run.tell(rate=3)
 """
 
 
 def play(
-    folder: Path, bad: int, *options: str
+    folder: Path, bad: int, *options: str, broken_off: int = -1
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
-    (folder / "test_it.py").write_text(PROGRAM.replace("BAD", str(bad)))
+    program = PROGRAM.replace("BAD", str(bad)).replace("BROKEN_OFF", str(broken_off))
+    (folder / "test_it.py").write_text(program)
     (folder / "pytest.ini").write_text("[pytest]\nmarkers =\n    soak: x\n")
     reports = folder / "reports"
     command = [
@@ -83,3 +86,21 @@ def test_a_failure_is_told_and_reported(tmp_path: Path) -> None:
     assert report["cases"] == 20
     assert report["failures"] == 1
     assert report["failed"] == ["seed 107: as wanted"]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_broken_off_is_a_failure(tmp_path: Path) -> None:
+    """Or a report would claim cases that nobody has run."""
+    done, report = play(tmp_path, -1, "--long", broken_off=7)
+    assert done.returncode == 1
+    assert report["counts"]["cases"] == 8
+    assert report["failures"] == 1
+    assert report["failed"] == ["Failed: what a time-out does"]
+
+
+@pytest.mark.slow
+def test_a_report_does_not_add_up_other_numbers(tmp_path: Path) -> None:
+    play(tmp_path, -1, "--long", "--count=4")
+    _, report = play(tmp_path, -1, "--long", "-k", "0")
+    assert report["cpu_shards"] == "1 of 2"
+    assert report["cases"] == 5

@@ -2,9 +2,9 @@
 
 The code is the same, only the number differs: the fixture `long_run` gives the small
 count, and with `--long` (`make simulate`, `make soak`, `make fuzz`) the full one. A
-full run leaves a report, docs/project/long-runs/NAME.json, with the commit, the counts
-and the failures; shards of one name add up in one report, as long as they are of the
-same commit.
+full run leaves a report, docs/project/long-runs/NAME.json, with the commit that it
+began with, the counts and the failures; shards of one name add up in one report, as
+long as they are of the same commit and the same numbers.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def pytest_collection_modifyitems(
 ) -> None:
     if not config.getoption("long"):
         return
+    commit()  # what was just loaded is tested, whatever the tree is when the run ends
     for item in items:
         if any(item.get_closest_marker(name) for name in MARKERS):
             item.add_marker(pytest.mark.timeout(0), append=False)
@@ -122,13 +123,14 @@ def long_run(request: pytest.FixtureRequest) -> Callable[..., Any]:
         started = time.monotonic()
         try:
             yield run
-        except Exception as error:
+        except BaseException as error:  # also one that was interrupted: not all was run
             run.fail(f"{type(error).__name__}: {error}")
             raise
         finally:
             if is_full:
                 report = options.reports / f"{name}.json"
-                _write(report, run, index, shards, time.monotonic() - started)
+                key = f"{name}-{commit()}-{options.first}-{total}-{shards}"
+                _write(report, run, key, shard, time.monotonic() - started)
             print(f"{name}: {run.counts} {run.facts} failures={run.failed}")
         if run.failed:
             text = "\n".join([f"{run.failed} failures in {name}:", *run.failures])
@@ -137,14 +139,16 @@ def long_run(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return begin
 
 
-def _write(report: Path, run: LongRun, index: int, shards: int, seconds: float) -> None:
-    """Write a shard's part, and the sum of all that are there of this commit."""
+def _write(
+    report: Path, run: LongRun, key: str, shard: tuple[int, int], seconds: float
+) -> None:
+    """Write a shard's part, and the sum of all that are there with its key."""
+    index, shards = shard
     report.parent.mkdir(parents=True, exist_ok=True)
     parts = Path(tempfile.gettempdir()) / f"pysmc-long-runs-{os.getuid()}"
     parts.mkdir(exist_ok=True)
     with (parts / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        key = f"{run.name}-{commit()}-{shards}"
         mine = {
             "cases": run.count,
             "seeds": [run.first, run.first + run.count],

@@ -7,8 +7,8 @@ orders and the news, and of what was said on the wire::
     endpoint = EndpointIn("client/await-link")
     (request,) = endpoint.awaited                       # what the peer has sent
     seen = endpoint.deliver(replace(request, qp_number=7))
-    assert seen.after.handshake == "AWAIT_DECLINE"
-    assert seen.said == ()
+    assert seen.after.handshake == "FELL_BACK"          # the client declines
+    assert [type(message).__name__ for message in seen.said] == ["Decline"]
 
 What is delivered is a message of smcproto, or one of the records below for bytes that
 are none, and for everything else that can happen. The orders are carried out as a

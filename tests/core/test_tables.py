@@ -282,7 +282,7 @@ def check_wrong_messages(state: str, part: int, parts: int) -> int:
 def test_a_wrong_message_ends_at_most_its_own(state: str) -> None:
     """Fields of messages at their bounds: nothing raises, and bystanders live.
 
-    One message in fifty here, another one in every state; all of them below.
+    One message in forty here, other ones in every state; all of them below.
     """
     number = sorted(STATES).index(state)
     has_ended = state in {"client/fell-back", "client/failed"} | {

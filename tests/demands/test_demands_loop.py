@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -282,8 +283,8 @@ def test_a_log_that_cannot_be_written_costs_no_byte(capsys) -> None:
 
 
 def test_a_clock_that_jumps_is_not_looked_at(monkeypatch) -> None:
-    jumps = iter(range(0, 10**12, 86_400))
-    monkeypatch.setattr(time, "time", lambda: next(jumps) * (-1) ** (next(jumps) % 2))
+    jumps = (86_400.0 * day * (-1) ** day for day in itertools.count())
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
 
     async def scenario() -> None:
         async with connected() as (client, served):

@@ -268,7 +268,8 @@ class Driver(Pump):
         if self._endpoint is None:
             message = f"there is nothing left to answer the peer with: {why}"
             raise ConnectionReset(message)
-        if self.admission.exceeded(host, times=2):
+        if limit := self.admission.exceeded(host, times=2):
+            self.admission.over(limit)
             message = "too many handshakes are in progress to decline another one"
             raise ConnectionReset(message)
         if why is None and (limit := self.admission.exceeded(host)):

@@ -108,6 +108,9 @@ class Loop(asyncio.SelectorEventLoop):
         self._announcements: dict[
             int, tuple[weakref.ref[socket.socket], Announcement]
         ] = {}
+        self._backlogs: weakref.WeakKeyDictionary[socket.socket, int] = (
+            weakref.WeakKeyDictionary()
+        )
         self._fabric_selector = self._make_selector()
         super().__init__(self._fabric_selector)
 
@@ -314,7 +317,9 @@ class Loop(asyncio.SelectorEventLoop):
         backlog: int = 100,
         *args: Any,
     ) -> None:
-        # The stock loop takes as many in a turn as the listener's backlog holds.
+        # The stock loop takes as many in a turn as the listener's backlog holds, and
+        # after a pause for want of descriptors as many as in the turn before it.
+        backlog = self._backlogs.setdefault(sock, backlog)
         if self._driver is not None:
             backlog = self._driver.accepts(backlog)
         super()._accept_connection(  # type: ignore[misc]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 import time
 from dataclasses import replace
@@ -197,6 +198,28 @@ def test_handshakes_with_one_address(kit, monkeypatch, is_here: bool) -> None:
     kit.run(scenario, config=config)
 
 
+def test_one_address_beyond_twice_the_limit(kit, monkeypatch) -> None:
+    """Not even a Decline is affordable then; it is counted all the same."""
+    monkeypatch.setattr(admission_module, "is_local", lambda _: False)
+
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        server, _ = serving(kit)
+        async with server as port:
+            silent = [socket.create_connection((HOST, port)) for _ in range(2)]
+            await until(lambda: len(driver.admission) == 2)
+            assert driver.excess == {"max_handshakes_per_peer": 1}
+            late = socket.create_connection((HOST, port))
+            await until(lambda: driver.excess == {"max_handshakes_per_peer": 2})
+            late.settimeout(10)
+            assert await asyncio.to_thread(late.recv, 1) == b""
+            for sock in (*silent, late):
+                sock.close()
+
+    config = Config(discovery=("static",), peers=(HOST,), max_handshakes_per_peer=1)
+    kit.run(scenario, config=config)
+
+
 def test_nothing_is_registered_before_the_proposal_is_there(kit) -> None:
     async def scenario() -> None:
         driver = asyncio.get_running_loop().driver
@@ -254,6 +277,36 @@ def test_newcomers_take_turns_with_who_is_there(
 
     factory = asyncio.SelectorEventLoop if is_foreign else None
     kit.run(scenario, factory=factory)
+
+
+def test_a_pause_of_the_listener_leaves_its_backlog_alone(kit, monkeypatch) -> None:
+    """asyncio goes on with the number of newcomers of the turn that failed."""
+    monkeypatch.setattr(asyncio.constants, "ACCEPT_RETRY_DELAY", 0)
+
+    class Short(socket.socket):
+        def accept(self) -> Any:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)
+        asked: list[int] = []
+
+        def accepts(backlog: int) -> int:
+            asked.append(backlog)
+            return 1
+
+        monkeypatch.setattr(loop.driver, "accepts", accepts)
+        listener = Short()
+        listener.bind((HOST, 0))
+        server = await loop.create_server(kit.Recorder, sock=listener, backlog=7)
+        with socket.create_connection(listener.getsockname()):
+            await until(lambda: len(asked) > 2)
+        assert set(asked) == {7}
+        server.close()
+        await server.wait_closed()
+
+    kit.run(scenario)
 
 
 def test_a_burst_of_newcomers_is_taken_at_once(kit) -> None:

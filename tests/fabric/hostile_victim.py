@@ -42,7 +42,8 @@ PAUSE = 0.003
 """Seconds between two rounds of the steady peer."""
 SETTLE_EVERY = 0.002
 """Seconds between two looks whether everything is back at rest."""
-MARKED = {mark: marked(mark) for mark in range(1, 8)}
+MARKED = {mark: marked(mark) for mark in range(2, 8)}
+"""What may come: mark 1 is memory of no connection, and nobody's bytes."""
 ALLOWED = {mark: b"\0" + bytes(range(mark << 4, (mark + 1) << 4)) for mark in MARKED}
 
 

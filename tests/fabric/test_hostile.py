@@ -139,6 +139,9 @@ class Arena:
         self._steady_goes_on()
         rest = self.victim.ask(do="settle", within=SETTLED_WITHIN)
         wrong += rest["complaints"]
+        marks = [one["mark"] for one in rest["ended"] if one["mark"]]
+        if len(marks) != len(set(marks)):
+            wrong.append(f"two connections got bytes of one: {marks}")
         wrong += _judge(report, rest["ended"])
         counts = Counter(attacks=1, lies=report.get("lies", 0))
         self.lies[report["kind"]] += counts["lies"]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARDS = 4
 PARTS = 10
-CASES_MIN = 30_000
+CASES_MIN = 60_000
 
 
 @pytest.fixture(autouse=True)

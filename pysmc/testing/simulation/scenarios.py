@@ -22,6 +22,8 @@ from pysmc.testing.simulation.workload import Conversation, Script
 
 __all__ = ["SCENARIOS", "Case", "cases", "play_case", "steps_of"]
 
+ENDS = 2
+"""So many of the things that a fault can hit are hit, each in a case of its own."""
 CONFIG = Config(
     rmbe_bytes=16 * KIB,
     sndbuf_bytes=16 * KIB,
@@ -128,9 +130,16 @@ class Case(NamedTuple):
     """The fault happens before this step, from 1."""
     kind: str
     """A key of `KINDS`."""
+    other: int = 0
+    """Which of the things that it can hit, beginning with another one at each step."""
+
+    @property
+    def fault(self) -> Fault:
+        """What happens."""
+        return Fault(self.kind, self.step, self.step + self.other)
 
     def __str__(self) -> str:
-        return f"{self.kind} at E{self.step} of {self.scenario!r}"
+        return f"{self.fault} of {self.scenario!r}"
 
 
 @cache
@@ -141,12 +150,16 @@ def steps_of(scenario: str) -> int:
 
 
 def cases() -> list[Case]:
-    """Name every fault at every step of every scenario."""
+    """Name every fault at every step of every scenario, at both ends.
+
+    A verb that fails is one of the next three; whose, the step decides.
+    """
     return [
-        Case(scenario, step, kind)
+        Case(scenario, step, kind, other)
         for scenario in SCENARIOS
         for step in range(1, steps_of(scenario) + 1)
         for kind in KINDS
+        for other in range(1 if kind.startswith("fail verb") else ENDS)
     ]
 
 
@@ -161,6 +174,5 @@ def play_case(case: Case, *, trace: bool = False) -> Outcome:
         The outcome; it counts "nothing to hit" where the fault found nothing.
     """
     spec = SCENARIOS[case.scenario]
-    fault = Fault(case.kind, case.step, case.step)
-    plan = sorted((*spec.faults, fault), key=lambda each: each.step)
+    plan = sorted((*spec.faults, case.fault), key=lambda each: each.step)
     return play(replace(spec, faults=tuple(plan)), trace=trace)

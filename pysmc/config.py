@@ -96,10 +96,11 @@ class Config:
     """Seconds a server waits for the answer to CONFIRM LINK."""
     confirm_link_client_wait: float = _wait(4.0)
     """Seconds a client waits for CONFIRM LINK: at least `confirm_link_server_wait` and
-    twice `decline_wait`, or two Declines could cross. The same at both ends."""
+    twice `decline_wait`, or a Decline could cross one of a kernel's server. The same at
+    both ends."""
     decline_wait: float = _wait(1.0)
-    """Seconds to wait for a late Decline after either of the two: more than TCP takes
-    with it."""
+    """Seconds that a client waits for a Decline of a kernel's server after that, before
+    it declines itself; a server waits three times as long for the client's."""
     llc_wait: float = _wait(2.0)
     """Seconds to wait for any other LLC answer."""
     test_link_interval: float = _wait(30.0)

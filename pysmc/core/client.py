@@ -250,16 +250,26 @@ class ClientNegotiator(Negotiator):
         """Seconds that a client waits for CONFIRM LINK."""
         return self._config.confirm_link_client_wait
 
+    @property
+    def decline_due(self) -> float:
+        """Seconds after the Confirm at which we decline: no server does so later."""
+        return self._config.confirm_link_client_wait + self._config.decline_wait
+
     def link_failed(self, handshake: Handshake, why: Reason) -> None:
-        """There will be no link; in the first seconds it is our turn to decline."""
+        """There will be no link; in the first seconds we decline at once."""
         super().link_failed(handshake, why)
         # A Decline of the server, sent before it closed its queue pair, comes first.
         self._context.actions.append(CheckTcp(handshake))
 
     def tcp_quiet(self, handshake: Handshake, now: float) -> None:
-        """The link failed and TCP is quiet: decline while no Decline can cross ours."""
+        """The link failed and TCP is quiet: decline before a kernel's server would."""
         if now < handshake.confirmed_at + self._config.confirm_link_server_wait:
-            self.decline_link(handshake, now)
+            self.decline_wait_over(handshake, now)
+
+    def decline_wait_over(self, handshake: Handshake, now: float) -> None:
+        """Decline: a server of ours never does so any more, and Linux did before."""
+        assert handshake.problem is not None
+        self.decline(handshake, handshake.problem, now)
 
     def _send_confirm(self, handshake: Handshake) -> None:
         accept, link, rmb = handshake.accept, handshake.link, handshake.rmb

@@ -9,9 +9,12 @@ here; `client` and `server` carry out what follows from a row.
 On first contact a Decline may still come while the first link is confirmed (the *late
 Decline*), so a reader stays on TCP until HANDOVER, the one place where the driver looks
 at TCP a last time. Two late Declines must never cross, or each end would read the
-other's as application data. So each moment after the Confirm belongs to one end: in the
-first 2 s only the client may decline, after 3 s the server does, and after 5 s the
-client again. Whoever finds the link lost at another time waits for its turn.
+other's as application data. No wait is long enough for that, because TCP may hold up
+what was sent in time. So after the Accept only the client declines. A server whose link
+fails waits for the client's Decline, and closes the connection if none comes.
+
+Linux declines as a server too, 2 s after the Confirm. A client therefore declines in
+the first 2 s or after 5 s, and takes the server's Decline at any time.
 
 Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af_smc.c.
 """
@@ -150,10 +153,8 @@ SERVER = Table(
         (_S.AWAIT_LINK, _I.LINK_CONFIRMED_V20): _S.AWAIT_ADD_LINK,
         (_S.AWAIT_LINK, _I.LINK_FAILED): _S.AWAIT_DECLINE,
         (_S.AWAIT_LINK, _I.DECLINED): _S.FELL_BACK,
-        (_S.AWAIT_LINK, _I.UNABLE): _S.FELL_BACK,
         (_S.AWAIT_LINK, _I.BROKEN): _S.FAILED,
         (_S.AWAIT_DECLINE, _I.DECLINED): _S.FELL_BACK,
-        (_S.AWAIT_DECLINE, _I.UNABLE): _S.FELL_BACK,
         (_S.AWAIT_DECLINE, _I.BROKEN): _S.FAILED,
         (_S.AWAIT_ADD_LINK, _I.ADD_LINK_DONE): _S.HANDOVER,
         (_S.AWAIT_ADD_LINK, _I.DECLINED): _S.FELL_BACK,

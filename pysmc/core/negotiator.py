@@ -162,7 +162,7 @@ class Negotiator:
             case state.AWAIT_LINK:
                 self.link_failed(handshake, reason("LINK_FAILED", "local"))
             case state.AWAIT_DECLINE:
-                self.decline_link(handshake, now)
+                self.decline_wait_over(handshake, now)
             case state.AWAIT_ADD_LINK:
                 # Linux goes on with one link, and so do we. Half a Decline may be
                 # there, whose rest never comes.
@@ -306,17 +306,20 @@ class Negotiator:
                 self.fail(handshake, error, now)
 
     def link_failed(self, handshake: Handshake, why: Reason) -> None:
-        """There will be no link: whose turn it is may decline, the other one waits."""
+        """There will be no link: wait for the Decline that says so to both."""
         if not handshake.move(HandshakeInput.LINK_FAILED):
             return
         handshake.problem = why
-        wait = self.link_wait + self._config.decline_wait
-        self._set_deadline(handshake, handshake.confirmed_at + wait)
+        self._set_deadline(handshake, handshake.confirmed_at + self.decline_due)
 
-    def decline_link(self, handshake: Handshake, now: float) -> None:
-        """It is our turn to decline because of the first link."""
-        assert handshake.problem is not None
-        self.decline(handshake, handshake.problem, now)
+    @property
+    def decline_due(self) -> float:
+        """Seconds after the Confirm at which this role's wait for a Decline ends."""
+        raise NotImplementedError
+
+    def decline_wait_over(self, handshake: Handshake, now: float) -> None:
+        """No late Decline came: do what this role does then."""
+        raise NotImplementedError
 
     # Endings
 

@@ -30,7 +30,7 @@ from pysmc.core.negotiator import (
 )
 from pysmc.core.rmb import RToken
 from pysmc.core.roles import Role
-from pysmc.errors import RemoteProtocolError
+from pysmc.errors import HandshakeTimeout, RemoteProtocolError
 from pysmc.reasons import Reason, reason
 from smcproto import clc, clc_v2
 from smcproto.constants import OsType, rmbe_size_code
@@ -337,8 +337,7 @@ class ServerNegotiator(Negotiator):
 
     def _refuse_confirm(self, handshake: Handshake, why: Reason, now: float) -> None:
         if handshake.first_contact:
-            # Our Decline has to wait for its turn: our queue pair goes with it, and a
-            # client that saw that first would decline too.
+            # Only the client may still decline, and it will: there is no link.
             handshake.move(HandshakeInput.CONFIRM_FIRST)
             self.await_link(handshake, now)
             self.link_failed(handshake, why)
@@ -372,6 +371,25 @@ class ServerNegotiator(Negotiator):
         """Seconds that a server waits for the answer to CONFIRM LINK."""
         return self._config.confirm_link_server_wait
 
+    @property
+    def decline_due(self) -> float:
+        """Seconds after the Confirm at which no Decline of the client comes any more.
+
+        A client of ours declines one `decline_wait` after its wait for CONFIRM LINK,
+        as Linux does; TCP may take two more with it.
+        """
+        config = self._config
+        return config.confirm_link_client_wait + 3 * config.decline_wait
+
+    def decline_wait_over(self, handshake: Handshake, now: float) -> None:
+        """Fail: a Decline of ours might cross the client's, however late that is."""
+        assert handshake.problem is not None
+        text = (
+            "the first link failed, and the client did not decline in time: "
+            f"{handshake.problem.text}"
+        )
+        self.fail(handshake, HandshakeTimeout(text), now)
+
     def pair_connected(self, handshake: Handshake) -> None:
         """First contact: the queue pair works; CONFIRM LINK goes out on it."""
         link = handshake.link
@@ -392,10 +410,10 @@ class ServerNegotiator(Negotiator):
             self.is_link_of(handshake, message)
             and message.no_eyecatcher & NO_EYECATCHER
         ):
-            text = "CONFIRM LINK's answer names another queue pair or eye catchers."
-            code = PeerDiagnosis.RMBE_EYECATCHER
-            why = reason("INTERNAL", "local", text, code=code)
-            self.decline(handshake, why, now)
+            # The client has gone on already: a Decline would reach its application.
+            text = "CONFIRM LINK's answer names another queue pair or eye catchers"
+            error = RemoteProtocolError(text, section="RFC 7609 section A.3.1")
+            self.fail(handshake, error, now)
             return
         self.link_confirmed(handshake, now)
 

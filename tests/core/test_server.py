@@ -301,20 +301,21 @@ def without_first(confirm: clc.Confirm) -> clc.Confirm:
         (lambda c: replace(c, mtu_code=6), "INTERNAL"),
     ],
 )
-def test_a_confirm_that_repeats_something_else_is_declined(
+def test_a_confirm_that_repeats_something_else_gets_no_link(
     change: Any, name: str
 ) -> None:
+    """Only the client may still decline, and it does when CONFIRM LINK stays away."""
     pair = CorePair()
     client, server = change_confirm(pair, change)
-    pair.advance(2.9)
-    assert not client.is_over, "until then it is the client's turn to decline"
+    pair.advance(4.9)
+    assert not client.is_over
     pair.advance(0.2)
     verdict = pair.verdict(server)
     assert isinstance(verdict, FellBack)
     assert verdict.reason.name == name
     there = pair.verdict(client)
     assert isinstance(there, FellBack)
-    assert there.reason.name == "PEER_DECLINED"
+    assert there.reason.name == "LINK_FAILED"
     assert not pair.tcp(server).arrived
     pair.shutdown()
 
@@ -474,12 +475,13 @@ def answer_link(pair: CorePair, **changes: Any) -> tuple[Handshake, Handshake]:
 
 
 @pytest.mark.parametrize("changes", [{"qp_number": 1}, {"no_eyecatcher": 0}])
-def test_a_wrong_answer_to_confirm_link_is_declined(changes: dict[str, int]) -> None:
+def test_a_wrong_answer_to_confirm_link_fails(changes: dict[str, int]) -> None:
+    """The client has gone on: a Decline would reach its application."""
     pair = CorePair()
     client, server = answer_link(pair, **changes)
     verdict = pair.verdict(server)
-    assert isinstance(verdict, FellBack)
-    assert verdict.reason.code == 0x03050000
+    assert isinstance(verdict, Failed)
+    assert "names another queue pair or eye catchers" in str(verdict.error)
     assert len(pair.client.lost) == 1
     assert isinstance(pair.verdict(client), Established)
 
@@ -491,7 +493,7 @@ def test_a_request_in_place_of_the_answer_is_passed_over() -> None:
 
 
 def test_a_wrong_answer_behind_half_a_decline_breaks_the_stream() -> None:
-    """With our Decline, the rest of theirs would reach the application."""
+    """Nothing is declined, and the rest of theirs reaches nobody."""
     pair = CorePair()
     client, server = pair.connect()
     pair.hold("send", pair.server)
@@ -507,7 +509,8 @@ def test_a_wrong_answer_behind_half_a_decline_breaks_the_stream() -> None:
     pair.drive()
     verdict = pair.verdict(server)
     assert isinstance(verdict, Failed)
-    assert "CLC message broke off" in str(verdict.error)
+    assert "names another queue pair" in str(verdict.error)
+    assert not any("server: sends Decline" in line for line in pair.trace)
 
 
 @pytest.mark.parametrize("rejected", [True, False])

@@ -105,12 +105,6 @@ class Change(NamedTuple):
         """Whether it happens to a CLC message."""
         return self.place.plane == "tcp"
 
-    @property
-    def is_late(self) -> bool:
-        """Whether a CLC message is held up for a second or more."""
-        seconds = {"delay": self.first, "overtake": self.first, "drip": self.second}
-        return self.is_on_tcp and seconds.get(self.kind, 0) % 120 >= 10
-
 
 Pieces = list[tuple[float, bytes]]
 """What arrives of a message: after how many seconds, and which bytes."""

@@ -93,14 +93,15 @@ class Config:
     handshake_wait: float = _wait(10.0)
     """Seconds for the whole handshake."""
     confirm_link_server_wait: float = _wait(2.0)
-    """Seconds a server waits for the answer to CONFIRM LINK."""
+    """Seconds after which a kernel's server gives up the first link and declines. A
+    client whose link fails within them declines at once, later it waits for that."""
     confirm_link_client_wait: float = _wait(4.0)
     """Seconds a client waits for CONFIRM LINK: at least `confirm_link_server_wait` and
     twice `decline_wait`, or a Decline could cross one of a kernel's server. The same at
     both ends."""
     decline_wait: float = _wait(1.0)
     """Seconds that a client waits for a Decline of a kernel's server after that, before
-    it declines itself; a server waits three times as long for the client's."""
+    it declines itself; a server waits three times as long for the client."""
     llc_wait: float = _wait(2.0)
     """Seconds to wait for any other LLC answer."""
     test_link_interval: float = _wait(30.0)

@@ -10,8 +10,8 @@ On first contact a Decline may still come while the first link is confirmed (the
 Decline*), so a reader stays on TCP until HANDOVER, the one place where the driver looks
 at TCP a last time. Two late Declines must never cross, or each end would read the
 other's as application data. No wait is long enough for that, because TCP may hold up
-what was sent in time. So after the Accept only the client declines. A server whose link
-fails waits for the client's Decline, and closes the connection if none comes.
+what was sent in time. So after the Accept only the client declines. The server waits
+for the client's answer to CONFIRM LINK or its Decline, and fails when neither comes.
 
 Linux declines as a server too, 2 s after the Confirm. A client therefore declines in
 the first 2 s or after 5 s, and takes the server's Decline at any time.

@@ -361,31 +361,31 @@ class ServerNegotiator(Negotiator):
             mtu_code=min(confirm.mtu_code, link.local.mtu_code),
         )
         handshake.move(HandshakeInput.CONFIRM_FIRST)
-        # One wait for connecting and for the answer: the client's has to be longer.
+        # One wait for connecting and for the answer.
         self.await_link(handshake, now)
         link.move(LinkInput.CONNECT)
         self._context.actions.append(ConnectQueuePair(link, link.remote, passive=True))
 
     @property
     def link_wait(self) -> float:
-        """Seconds that a server waits for the answer to CONFIRM LINK."""
-        return self._config.confirm_link_server_wait
+        """Seconds that a server waits for the answer to CONFIRM LINK, or a Decline.
 
-    @property
-    def decline_due(self) -> float:
-        """Seconds after the Confirm at which no Decline of the client comes any more.
-
-        A client of ours declines one `decline_wait` after its wait for CONFIRM LINK,
-        as Linux does; TCP may take two more with it.
+        A client of ours declines one `decline_wait` after its own wait, as Linux does;
+        TCP may take two more with it.
         """
         config = self._config
         return config.confirm_link_client_wait + 3 * config.decline_wait
+
+    @property
+    def decline_due(self) -> float:
+        """The same: no Decline of the client comes any more."""
+        return self.link_wait
 
     def decline_wait_over(self, handshake: Handshake, now: float) -> None:
         """Fail: a Decline of ours might cross the client's, however late that is."""
         assert handshake.problem is not None
         text = (
-            "the first link failed, and the client did not decline in time: "
+            "the first link came to nothing, and the client did not decline in time: "
             f"{handshake.problem.text}"
         )
         self.fail(handshake, HandshakeTimeout(text), now)

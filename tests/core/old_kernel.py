@@ -25,6 +25,9 @@ def put_the_old_kernel_in(monkeypatch: pytest.MonkeyPatch) -> None:
         assert late.problem is not None
         self.decline(late, late.problem, now)
 
+    def wait(self: ServerNegotiator) -> float:
+        return self._config.confirm_link_server_wait
+
     def due(self: ServerNegotiator) -> float:
         return self._config.confirm_link_server_wait + self._config.decline_wait
 
@@ -33,4 +36,5 @@ def put_the_old_kernel_in(monkeypatch: pytest.MonkeyPatch) -> None:
     table = Table("server handshake", rows, ignored=handshake.SERVER.ignored)
     monkeypatch.setattr(handshake, "SERVER", table)
     monkeypatch.setattr(ServerNegotiator, "decline_wait_over", decline)
+    monkeypatch.setattr(ServerNegotiator, "link_wait", property(wait))
     monkeypatch.setattr(ServerNegotiator, "decline_due", property(due))

@@ -117,6 +117,7 @@ def test_a_good_handshake_beside_a_thousand_stalled_ones(crowd, long_run) -> Non
         assert facts["excess"] == {}
         run.add(stalled=STALLED, handshakes=run.count)
         run.tell(p99_ms=crowded["p99"], p99_ms_without=quiet["p99"])
+        run.tell(handshakes_in_progress=facts["held"]["handshakes"])
         check_times(run, quiet, crowded)
         # Nobody closes anything: the waits end it. Who was declined is on TCP.
         over = crowd.when(scene.victim, is_over)

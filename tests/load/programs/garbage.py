@@ -1,7 +1,7 @@
 """Clients that send garbage, as many as this process can make.
 
-The connections carry the mark of a client that speaks SMC, so that each costs the
-server as much as such a client can. What each does next is drawn from a list.
+Some carry the mark of a client that speaks SMC, so that each of them costs the server
+as much as such a client can. What each does next is drawn from a list.
 """
 
 from __future__ import annotations

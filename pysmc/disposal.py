@@ -5,6 +5,10 @@ descriptor that was passed here, or that lies unread in a socket which is closed
 as long as whoever made it wants (SO_LINGER, a file system in user space). A loop must
 not be the one that waits.
 
+What is here already is taken however much waits: it holds a place in the descriptor
+table either way. So that no more come than the table holds, whoever lets strangers in
+asks `has_room` before.
+
 Source: unix(7) on SCM_RIGHTS, socket(7) on SO_LINGER.
 """
 
@@ -17,7 +21,7 @@ from collections import deque
 __all__ = ["WAITING_MAX", "close_elsewhere", "has_room"]
 
 WAITING_MAX = 256
-"""Descriptors that may wait to be closed."""
+"""Descriptors that wait to be closed when nobody else should be let in."""
 _REST = 1.0
 """Seconds without work after which the thread ends; the next descriptor starts one."""
 
@@ -35,8 +39,6 @@ class _Closer:
 
     def put(self, descriptor: int) -> bool:
         with self._changed:
-            if not self.has_room():
-                return False
             if not self._is_running:
                 thread = threading.Thread(
                     target=self._work, name="pysmc-close", daemon=True
@@ -72,7 +74,7 @@ _closer = _Closer()
 
 
 def has_room() -> bool:
-    """Tell whether `close_elsewhere` would take another descriptor."""
+    """Tell whether strangers who may bring more may be let in."""
     return _closer.has_room()
 
 
@@ -83,7 +85,7 @@ def close_elsewhere(descriptor: int) -> bool:
         descriptor: No longer the caller's when this returns True.
 
     Returns:
-        False when `WAITING_MAX` of them wait already; it stays the caller's then.
+        False when there is no thread for it; it stays the caller's then.
     """
     return _closer.put(descriptor)
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import dialled, is_local
 from pysmc.discovery.rendezvous import close_stranger, refuse_descriptors
+from pysmc.disposal import has_room
 
 if TYPE_CHECKING:
     import asyncio
@@ -243,15 +244,15 @@ class Beacon:
 
     def _admit(self) -> None:
         assert self._keeper is not None
+        if not has_room():
+            self._pause_admitting()  # of the next one we might not get rid at once
+            return
         try:
             watcher, _ = self._keeper.accept()
         except BlockingIOError:
             return
         except OSError:
-            # No descriptor is left. The connection keeps waiting, and so do we:
-            # a readable listener would wake the loop without end.
-            self._loop.remove_reader(self._keeper.fileno())
-            self._timer = self._loop.call_later(ADMIT_PAUSE, self._resume_admitting)
+            self._pause_admitting()  # no descriptor is left
             return
         if self._users.foreign(watcher) is not None:
             # Strangers could fill our descriptor table.
@@ -260,6 +261,13 @@ class Beacon:
         watcher.settimeout(0)
         self._watchers.add(watcher)
         self._loop.add_reader(watcher.fileno(), self._dismiss, watcher)
+
+    def _pause_admitting(self) -> None:
+        # The connection keeps waiting, and so do we: a readable listener would wake the
+        # loop without end.
+        assert self._keeper is not None
+        self._loop.remove_reader(self._keeper.fileno())
+        self._timer = self._loop.call_later(ADMIT_PAUSE, self._resume_admitting)
 
     def _resume_admitting(self) -> None:
         self._timer = None

@@ -102,8 +102,8 @@ def refuse_descriptors(sock: socket.socket) -> None:
 def close_stranger(sock: socket.socket) -> None:
     """Close a connection of a user who is not allowed, without waiting for it.
 
-    For the kernels that do not know `refuse_descriptors`. When too many such closes
-    wait, it is done here.
+    For the kernels that do not know `refuse_descriptors`. Where no thread is to be had
+    for it, it is done here.
     """
     if close_elsewhere(sock.fileno()):
         sock.detach()

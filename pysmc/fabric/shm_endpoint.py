@@ -189,7 +189,8 @@ def receive(
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             usable = len(content) - len(content) % received.itemsize
             received.frombytes(content[:usable])
-    return Packet(data, list(received), truncated, descriptors == _SCM_MAX_FD)
+    is_foreign = descriptors == _SCM_MAX_FD  # as `room_for` says it
+    return Packet(data, list(received), truncated, is_foreign)
 
 
 @cache

@@ -230,6 +230,21 @@ async def test_strangers_do_not_fill_the_descriptor_table(
     holder.close()
 
 
+async def test_while_closes_wait_no_watcher_is_taken(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beacon_module, "ADMIT_PAUSE", 0.01)
+    monkeypatch.setattr(beacon_module, "has_room", lambda: False)
+    holder = Beacon(kit.loop, NAME, Users())
+    watcher = Beacon(kit.loop, NAME, Users())
+    await kit.until(lambda: holder._timer is not None)
+    assert not holder._watchers
+    monkeypatch.undo()
+    await kit.until(lambda: holder._watchers)
+    watcher.close()
+    holder.close()
+
+
 async def test_a_squatted_beacon_is_left_alone_with_a_warning(
     kit: Any, quick_retries: None, caplog: pytest.LogCaptureFixture
 ) -> None:

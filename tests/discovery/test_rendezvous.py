@@ -157,23 +157,23 @@ def test_overflow_user_has_a_default_without_proc(
         overflow_uid.cache_clear()
 
 
-@pytest.mark.parametrize("has_room", [True, False])
+@pytest.mark.parametrize("has_thread", [True, False])
 def test_a_stranger_is_closed_in_any_case(
-    monkeypatch: pytest.MonkeyPatch, has_room: bool
+    monkeypatch: pytest.MonkeyPatch, has_thread: bool
 ) -> None:
     taken: list[int] = []
 
     def close_elsewhere(descriptor: int) -> bool:
-        if has_room:
+        if has_thread:
             taken.append(descriptor)
-        return has_room
+        return has_thread
 
     monkeypatch.setattr(rendezvous, "close_elsewhere", close_elsewhere)
     near, far = socket.socketpair()
     number = near.fileno()
     close_stranger(near)
     assert near.fileno() == -1
-    assert taken == ([number] if has_room else [])
+    assert taken == ([number] if has_thread else [])
     for descriptor in taken:
         os.close(descriptor)
     assert far.recv(1) == b""

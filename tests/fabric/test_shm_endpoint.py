@@ -7,12 +7,15 @@ import os
 import resource
 import select
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pysmc import disposal
+from pysmc.disposal import has_room
 from pysmc.errors import FabricError
 from pysmc.fabric import shm_endpoint
 from pysmc.fabric.base import CompletionKind, Status
@@ -24,6 +27,7 @@ from pysmc.fabric.shm_endpoint import (
     REFUSAL,
     REFUSALS,
     Hello,
+    Packet,
     endpoint_name,
     is_allowed,
     receive,
@@ -377,6 +381,33 @@ def test_while_closes_wait_nobody_is_taken(
         assert device.arm()
         assert not select.select([device.fileno()], [], [], 0)[0], "it would spin"
     assert statuses(drain(device)) == [(CONNECTED, Status.SUCCESS)]
+
+
+def test_nothing_of_another_user_is_closed_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two messages bring more than waits before nobody else is let in."""
+    slow, closers = threading.Event(), set()
+
+    def close(descriptor: int) -> None:
+        closers.add(threading.current_thread().name)
+        assert slow.wait(10)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disposal, "_closer", disposal._Closer())
+        patch.setattr(disposal, "_REST", 0.01)
+        patch.setattr(os, "close", close)
+        for first in (1 << 20, 1 << 21):
+            brought = list(range(first, first + 253))
+            Packet(b"", brought, truncated=False, is_foreign=True).close()
+            assert not brought
+        assert not has_room()
+        slow.set()
+        for thread in threading.enumerate():
+            if thread.name == "pysmc-close":
+                thread.join(10)
+        assert has_room()
+    assert closers == {"pysmc-close"}
 
 
 def test_silent_callers_make_room_for_others(device: ShmDevice) -> None:

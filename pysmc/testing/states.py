@@ -252,10 +252,9 @@ def _awaits_link(scene: Scene) -> None:
 def _awaits_decline(scene: Scene) -> None:
     scene.pair.hold("send", scene.pair.client)
     scene.connect()
+    # A kernel's server may decline by now, so a client waits; a server always does.
     scene.pair.advance(2.5)
-    if scene.role is Role.CLIENT:
-        # The server's turn to decline has come, so it waits.
-        _lose_link(scene)
+    _lose_link(scene)
 
 
 def _hands_over(scene: Scene) -> None:
@@ -451,7 +450,7 @@ _HANDSHAKES: dict[str, StateRow] = {
         release=0,
     ),
     "client/await-decline": StateRow(
-        _C, "the first link is lost; the server's turn to decline", _awaits_decline
+        _C, "the first link is lost; a server may have declined", _awaits_decline
     ),
     "client/handover": StateRow(
         _C, "the link is confirmed; TCP is looked at a last time", _hands_over
@@ -508,7 +507,7 @@ _HANDSHAKES: dict[str, StateRow] = {
         release=0,
     ),
     "server/await-decline": StateRow(
-        _S, "CONFIRM LINK was not answered in time", _awaits_decline
+        _S, "the first link is lost; the client will decline", _awaits_decline
     ),
     "server/handover": StateRow(
         _S, "the link is confirmed; TCP is looked at a last time", _hands_over

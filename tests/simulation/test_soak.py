@@ -36,7 +36,8 @@ def test_a_day_leaves_nothing_behind(long_run: Callable[..., Any]) -> None:
         run.tell(simulated_seconds_a_second=round(outcome.seconds / seconds))
         for problem in outcome.problems:
             run.fail(problem)
-        assert outcome.seconds / seconds >= SPEED_MIN
+        # An hour beside other tests on a busy machine says nothing of a day.
+        assert outcome.seconds / seconds >= SPEED_MIN or not run.is_full
         assert run.counts["ended: complete"] >= 200 * run.count
         assert run.counts["mode: smcr"] >= 200 * run.count
         faults = sum(n for name, n in run.counts.items() if name.startswith("fault: "))

@@ -2,7 +2,8 @@
 
 A `Fault` is a word, a step and a few numbers, so that a plan can be printed, drawn from
 a seed and enumerated. `apply` lets it happen. `Kind.scope` says who may fail because of
-it: everybody, one conversation, or nobody, because the library has to survive it.
+it: all who talk over what it hits, one conversation, or nobody, because the library has
+to survive it.
 
 Source: the fault models of RFC 7609 sections 4.6 and 4.8, tcp(7), signal(7).
 """
@@ -10,7 +11,7 @@ Source: the fault models of RFC 7609 sections 4.6 and 4.8, tcp(7), signal(7).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pysmc.fabric.base import Status, Update
 from pysmc.fabric.sim_faults import VERBS
@@ -38,13 +39,18 @@ WAIT_STEPS = 9
 _CONNECT_STATUSES = (Status.UNREACHABLE, Status.TIMED_OUT, Status.NO_MEMORY)
 
 
+Hit: TypeAlias = "bool | frozenset[Process]"
+"""The processes that a fault has hit, both ends of a link; True for any of them, False
+for none."""
+
+
 class Kind(NamedTuple):
     """What a word of a plan means."""
 
-    act: Callable[[Scene, Fault], bool]
+    act: Callable[[Scene, Fault], Hit]
     """Lets it happen; False when there was nothing that it could hit."""
     scope: str
-    """"all", "one" or "none": who may fail because of it."""
+    """"all", "one" or "none": who may fail because of it, among those whom it hits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +84,16 @@ def apply(world: World, town: Town, fault: Fault) -> bool:
     kind = KINDS[fault.kind]
     scene = Scene(world, town)
     place = len(world.trace)
-    if not kind.act(scene, fault):
+    hit = kind.act(scene, fault)
+    if not hit:
         return False
     if world.is_tracing:
         line = f"{world.now:.6f} fault: {fault.kind} {fault.which}"
         world.trace.insert(place, line)
     if kind.scope == "all":
         for talking in town.talkings:
-            talking.excuses.append(fault.kind)
+            if hit is True or hit <= town.parties(talking):
+                talking.excuses.append(fault.kind)
     return True
 
 
@@ -154,14 +162,26 @@ def _excuse(scene: Scene, connection: TcpConnection, fault: Fault) -> None:
 # Links
 
 
+def _owners(scene: Scene, *devices: SimDevice) -> frozenset[Process]:
+    """Tell whose devices these are, among the processes that live."""
+    owners: set[Process] = set()
+    for process in _processes(scene):
+        driver: Any = process.made_driver
+        if driver is not None and any(each in driver.devices for each in devices):
+            owners.add(process)
+    return frozenset(owners)
+
+
 def _on_pair(
     act: Callable[[Faults, SimQueuePair, int], object], *, busy: bool = False
-) -> Callable[[Scene, Fault], bool]:
-    def happen(scene: Scene, fault: Fault) -> bool:
+) -> Callable[[Scene, Fault], Hit]:
+    def happen(scene: Scene, fault: Fault) -> Hit:
         pair = _pick(fault, _busy_pairs(scene) if busy else _pairs(scene))
         if pair is None:
             return False
-        return act(scene.world.network.faults, pair, fault.which) is not False
+        ends = [end.device for end in (pair, pair.peer) if end is not None]
+        act(scene.world.network.faults, pair, fault.which)
+        return _owners(scene, *ends)
 
     return happen
 
@@ -191,13 +211,13 @@ def _fail_verb(verb: str) -> Callable[[Scene, Fault], bool]:
 
 def _on_device(
     act: Callable[[Faults, SimDevice, int], object],
-) -> Callable[[Scene, Fault], bool]:
-    def happen(scene: Scene, fault: Fault) -> bool:
+) -> Callable[[Scene, Fault], Hit]:
+    def happen(scene: Scene, fault: Fault) -> Hit:
         device = _pick(fault, _devices(scene))
         if device is None:
             return False
         act(scene.world.network.faults, device, fault.which)
-        return True
+        return _owners(scene, device)
 
     return happen
 
@@ -215,8 +235,8 @@ def _stray_update(faults: Faults, pair: SimQueuePair, which: int) -> None:
 # Processes and devices
 
 
-def _stop(seconds: float) -> Callable[[Scene, Fault], bool]:
-    def happen(scene: Scene, fault: Fault) -> bool:
+def _stop(seconds: float) -> Callable[[Scene, Fault], Hit]:
+    def happen(scene: Scene, fault: Fault) -> Hit:
         process = _pick(fault, [p for p in _processes(scene) if not p.is_stopped])
         if process is None:
             return False
@@ -227,16 +247,16 @@ def _stop(seconds: float) -> Callable[[Scene, Fault], bool]:
                 process.resume()
 
         scene.world.network.later(seconds, f"{process.name} may run", resume)
-        return True
+        return frozenset({process})
 
     return happen
 
 
-def _crash(scene: Scene, fault: Fault) -> bool:
+def _crash(scene: Scene, fault: Fault) -> Hit:
     living = _processes(scene)
     if len(living) < 2:
         return False
-    process = _pick(fault, living)
+    process: Process = _pick(fault, living)
     for talking in scene.town.talkings:
         conversation = talking.conversation
         here = scene.town.processes.index(process)
@@ -245,7 +265,7 @@ def _crash(scene: Scene, fault: Fault) -> bool:
         if conversation.listener == here:
             talking.server.is_dead = True
     process.crash()
-    return True
+    return frozenset({process})
 
 
 def _cancel(scene: Scene, fault: Fault) -> bool:

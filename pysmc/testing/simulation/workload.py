@@ -302,6 +302,12 @@ class Town:
         """Find the conversation of a client's socket."""
         return self._by_name.get(name)
 
+    def parties(self, talking: Talking) -> frozenset[Process]:
+        """Tell which processes a conversation is between."""
+        conversation = talking.conversation
+        numbers = (conversation.caller, conversation.listener)
+        return frozenset(self.processes[number] for number in numbers)
+
     def close_server(self, number: int) -> None:
         """Accept no more callers at one process."""
         server = self.servers.get(number)

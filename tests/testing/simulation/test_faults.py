@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,6 +63,26 @@ def test_each_kind_hits_something_in_the_middle_of_a_talk(kind: str) -> None:
     made.close_servers()
     world.run(until=lambda: made.is_quiet)
     assert world.close() == []
+
+
+@pytest.mark.parametrize("which", range(6))
+@pytest.mark.parametrize("kind", ["cut a link", "lose completions", "crash a process"])
+def test_who_talks_elsewhere_has_no_excuse(kind: str, which: int) -> None:
+    """A fault hurts those who talk over what it hits, and nobody else."""
+    world = World(1, newest_only=False)
+    names = ("server", "client", "another server", "another client")
+    processes = [world.process(name, CONFIG) for name in names]
+    elsewhere = replace(TALKS[0], caller=3, listener=2)
+    made = Town(world, processes, (TALKS[0], elsewhere))
+    made.open()
+    world.run(until=3.0)
+    assert apply(world, made, Fault(kind, world.steps, which))
+    world.run(until=lambda: made.is_over)
+    (hurt,) = [talking for talking in made.talkings if talking.excuses]
+    (other,) = [talking for talking in made.talkings if talking is not hurt]
+    assert not hurt.is_complete or kind == "lose completions"
+    assert other.is_complete
+    world.close()
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if "verb" not in kind])

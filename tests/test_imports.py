@@ -41,7 +41,7 @@ MAY_IMPORT = {
     },
     "pysmc/testing": {
         "hypothesis", "cryptography", "smcproto", "pysmc.testing", "pysmc.aio",
-        "pysmc.core", "pysmc.fabric",
+        "pysmc.core", "pysmc.fabric", "pysmc.discovery",
         "pysmc.errors", "pysmc.config", "pysmc.info", "pysmc.reasons",
     },
     "pysmc/contrib": {"scapy", "smcproto"},

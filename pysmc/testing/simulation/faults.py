@@ -313,6 +313,18 @@ def _on_tcp(
     return happen
 
 
+def _kill_tcp(scene: Scene, fault: Fault) -> bool:
+    connection = _pick(fault, _connections(scene))
+    if connection is None:
+        return False
+    talking = scene.town.caller(connection.client.name)
+    if talking is None or not all(end.mode == "smcr" for end in talking.ends):
+        # Beneath a link that lives nothing is missing.
+        _excuse(scene, connection, fault)
+    connection.kill()
+    return True
+
+
 def _cut_tcp(connection: TcpConnection, which: int) -> None:
     # A few bytes at a time make many steps, so that is the rarer case.
     tiny = which % 4 == 0
@@ -365,7 +377,7 @@ KINDS: dict[str, Kind] = {
     "cancel a task": Kind(_cancel, "one"),
     "close a server": Kind(_close_server, "one"),
     "reset TCP": Kind(_on_tcp(lambda c, _: c.reset(), hurts=True), "one"),
-    "kill TCP silently": Kind(_on_tcp(lambda c, _: c.kill(), hurts=True), "one"),
+    "kill TCP silently": Kind(_kill_tcp, "one"),
     "delay TCP": Kind(_on_tcp(lambda c, _: c.delay(SHORT_SECONDS)), "none"),
     "cut TCP into pieces": Kind(_on_tcp(_cut_tcp), "none"),
     "hold TCP": Kind(_hold_tcp, "none"),

@@ -53,8 +53,9 @@ def test_each_kind_hits_something_in_the_middle_of_a_talk(kind: str) -> None:
     assert apply(world, made, Fault(kind, world.steps, 1))
     assert any(f"fault: {kind} 1" in line for line in world.trace)
     excused = [talking for talking in made.talkings if talking.excuses]
-    # Everybody was admitted before the server was closed, so that hurts nobody.
-    admitted = kind == "close a server"
+    # Everybody was admitted before the server was closed, and is on SMC-R when TCP
+    # dies, so that hurts nobody.
+    admitted = kind in {"close a server", "kill TCP silently"}
     assert (
         len(excused)
         == {"all": 2, "one": 1, "none": 0}["none" if admitted else KINDS[kind].scope]
@@ -91,6 +92,22 @@ def test_before_anything_is_there_most_kinds_find_nothing(kind: str) -> None:
     hits = apply(world, made, Fault(kind, 1, 0))
     assert hits is (kind in {"crash a process", "cancel a task"} or "stop" in kind)
     world.run(until=lambda: made.is_over)
+    made.close_servers()
+    world.run(until=lambda: made.is_quiet)
+    assert world.close() == []
+
+
+@pytest.mark.parametrize("which", range(2))
+def test_data_goes_on_over_a_link_when_tcp_has_died(which: int) -> None:
+    world, made = town()
+    world.run(until=3.0)
+    assert apply(world, made, Fault("kill TCP silently", world.steps, which))
+    world.run(until=lambda: made.is_over)
+    for talking in made.talkings:
+        assert talking.client.mode == "smcr"
+        assert talking.is_complete
+        assert not talking.excuses
+    assert world.now < 20.0, "nobody waited for TCP"
     made.close_servers()
     world.run(until=lambda: made.is_quiet)
     assert world.close() == []

@@ -48,7 +48,10 @@ test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python an
 	    $(DEBUG_TESTS) $(ARGS)
 
 test-hard: $(DEV_STAMP)  ## load, simulation, hostile peers and fuzzing, in small numbers
-	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" $(ARGS)
+	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" \
+	    --ignore tests/load $(ARGS)
+	@# These measure times: nothing else runs beside them.
+	$(PYTHON_ENV)/python -m pytest -q --lane load $(ARGS) tests/load
 
 test-quick: $(DEV_STAMP)  ## tests without lint, coverage and counts (TESTS=tests/core)
 	$(PYTHON_ENV)/python -m pytest -m "not slow and not long" $(TESTS) $(ARGS)

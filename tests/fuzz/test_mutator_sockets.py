@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ACCEPT, CONFIRM = Place("server", "tcp"), Place("client", "tcp", 1)
 PROPOSAL = Place("client", "tcp")
 WHERE = "peers"
-QUIET = 0.4
+QUIET = 2.0
 """Seconds after which nothing more will arrive on this machine."""
 CONFIG = Config(
     discovery=("static",),

@@ -12,6 +12,9 @@ from pysmc.core.events import News
 from pysmc.errors import ConnectionReset, FabricError
 from pysmc.fabric import shm
 from pysmc.fabric.base import Completion, CompletionKind, Status, Update
+from pysmc.fabric.shm_link import ShmQueuePair
+
+HOST = "127.0.0.1"
 
 
 class Handle:
@@ -176,6 +179,41 @@ def test_memory_that_is_gone_when_there_is_room_again(kit, size) -> None:
         await ends.server.until_call("lost")
 
     on_pair(kit, check)
+
+
+@pytest.mark.parametrize(
+    ("who", "said"),
+    [(0, "receive buffer is not where"), (1, "ended the connection abnormally")],
+    ids=["client", "server"],
+)
+def test_a_buffer_that_is_not_where_clc_says(kit, monkeypatch, who, said) -> None:
+    """Whoever notices ends the connection before it writes; nothing of it stays."""
+    real, asked = ShmQueuePair.names_element, []
+
+    def names_element(self, *place: int) -> bool:
+        assert real(self, *place)
+        asked.append(place)
+        return len(asked) - 1 != who
+
+    monkeypatch.setattr(ShmQueuePair, "names_element", names_element)
+
+    async def connect(loop, port) -> None:
+        _, client = await loop.create_connection(kit.Recorder, HOST, port)
+        await client.until_call("lost")
+        raise client.error
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        async with kit.serving(kit.Recorder) as port:
+            with pytest.raises(ConnectionReset, match=said):
+                await connect(loop, port)
+            assert len(asked) == 2
+            (group,) = loop.driver.endpoint.groups[:1]
+            async with asyncio.timeout(5):
+                while group.connections:
+                    await asyncio.sleep(0)
+
+    kit.run(scenario)
 
 
 def test_timers_ring(kit) -> None:

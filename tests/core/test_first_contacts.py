@@ -150,6 +150,24 @@ def test_one_peer_has_so_many_first_contacts_and_the_rest_falls_back_in_time() -
     assert isinstance(pair.verdict(client), FellBack)
 
 
+def test_whoever_waits_joins_the_first_group_that_is_made() -> None:
+    """Also while another first contact of the same kind still has its turn."""
+    pair = CorePair()
+    first = stall(pair)
+    pair.advance(FIRST_CONTACT_TURN)
+    second = stall(pair)
+    pair.tcp(second).peer.is_deaf = True
+    client, server = pair.connect()
+    pair.drive()
+    assert server.state is HandshakeState.QUEUED
+    pair.release("tcp")
+    pair.drive()
+    assert second.state is HandshakeState.AWAIT_CONFIRM
+    for each in (first, server, client):
+        assert isinstance(pair.verdict(each), Established)
+    assert server.group is first.group
+
+
 def test_the_end_of_one_lets_just_the_next_begin() -> None:
     pair = CorePair()
     pair.withhold(pair.server, RegisterMemory)

@@ -2,23 +2,26 @@
 
 Decides nothing: descriptors go in, and a thread closes them. The last close of a
 descriptor that was passed here, or that lies unread in a socket which is closed, takes
-as long as whoever made it wants (SO_LINGER, a file system in user space). A loop must
-not be the one that waits.
+as long as whoever made it wants (SO_LINGER, a file system in user space). The last
+unmapping of memory frees its pages, as many as a peer filled: a second for some GiB. A
+loop must not be the one that waits.
 
 What is here already is taken however much waits: it holds a place in the descriptor
 table either way. So that no more come than the table holds, whoever lets strangers in
 asks `has_room` before.
 
-Source: unix(7) on SCM_RIGHTS, socket(7) on SO_LINGER.
+Source: unix(7) on SCM_RIGHTS, socket(7) on SO_LINGER; kernel counterpart of the
+unmapping: shmem_evict_inode() in shmem.c.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 from collections import deque
 
-__all__ = ["WAITING_MAX", "close_elsewhere", "has_room"]
+__all__ = ["WAITING_MAX", "close_elsewhere", "has_room", "unmap_elsewhere"]
 
 WAITING_MAX = 256
 """Descriptors that wait to be closed when nobody else should be let in."""
@@ -30,14 +33,14 @@ class _Closer:
     """The queue, and the thread that works on it as long as there is something."""
 
     def __init__(self) -> None:
-        self._waiting: deque[int] = deque()
+        self._waiting: deque[int | mmap.mmap] = deque()
         self._changed = threading.Condition()
         self._is_running = False
 
     def has_room(self) -> bool:
         return len(self._waiting) < WAITING_MAX
 
-    def put(self, descriptor: int) -> bool:
+    def put(self, descriptor: int | mmap.mmap) -> bool:
         with self._changed:
             if not self._is_running:
                 thread = threading.Thread(
@@ -62,15 +65,20 @@ class _Closer:
                     continue
                 descriptor = self._waiting[0]
             try:
-                os.close(descriptor)
-            except OSError:
-                pass  # it is closed all the same
+                if isinstance(descriptor, mmap.mmap):
+                    descriptor.close()
+                else:
+                    os.close(descriptor)
+            except (OSError, BufferError):
+                pass  # it is closed all the same, or as soon as its last view dies
             finally:
                 with self._changed:
                     self._waiting.popleft()
 
 
 _closer = _Closer()
+_unmapper = _Closer()
+"""Apart from the other, so that no stranger's slow close keeps memory here."""
 
 
 def has_room() -> bool:
@@ -90,11 +98,23 @@ def close_elsewhere(descriptor: int) -> bool:
     return _closer.put(descriptor)
 
 
+def unmap_elsewhere(memory: mmap.mmap) -> bool:
+    """Have a mapping given up by another thread.
+
+    Args:
+        memory: Without a view; no longer the caller's when this returns True.
+
+    Returns:
+        False when there is no thread for it; it stays the caller's then.
+    """
+    return _unmapper.put(memory)
+
+
 def _forget_in_child() -> None:
     # The thread is the parent's, and so is what it was about to close: as the last
     # holder the child would wait in its place.
-    global _closer  # noqa: PLW0603 - one for each process
-    _closer = _Closer()
+    global _closer, _unmapper  # one of each for each process
+    _closer, _unmapper = _Closer(), _Closer()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

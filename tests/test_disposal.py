@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pysmc import disposal
-from pysmc.disposal import close_elsewhere
+from pysmc.disposal import close_elsewhere, unmap_elsewhere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
         real(descriptor)
 
     monkeypatch.setattr(disposal, "_closer", disposal._Closer())
+    monkeypatch.setattr(disposal, "_unmapper", disposal._Closer())
     monkeypatch.setattr(disposal, "_REST", 0.01)
     monkeypatch.setattr(os, "close", close)
     yield gate
@@ -64,6 +66,32 @@ def test_so_many_may_wait_before_nobody_is_let_in(gate: threading.Event) -> None
     gate.set()
     ended()
     assert disposal.has_room()
+
+
+class Mapping(mmap.mmap):
+    """Tells when it was given up."""
+
+    def close(self) -> None:
+        super().close()
+        unmapped.set()
+
+
+unmapped = threading.Event()
+
+
+def test_memory_does_not_wait_for_descriptors(gate: threading.Event) -> None:
+    """A slow close keeps nothing mapped; a view that is left harms nobody."""
+    unmapped.clear()
+    near, far = socket.socketpair()
+    assert close_elsewhere(near.detach())
+    viewed, memory = Mapping(-1, mmap.PAGESIZE), Mapping(-1, mmap.PAGESIZE)
+    with memoryview(viewed):
+        assert unmap_elsewhere(viewed)
+        assert unmap_elsewhere(memory)
+        assert unmapped.wait(10)
+        assert memory.closed
+        assert not viewed.closed
+    far.close()
 
 
 def test_the_thread_ends_and_another_one_begins(gate: threading.Event) -> None:

@@ -42,6 +42,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MFD_NOEXEC_SEAL = 0x0008  # Linux 6.3; hardened systems allow no memfd without it
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; `mmap` has no name for it
 _MADV_REMOVE = 9
+_BLOCK_BYTES = 512  # of st_blocks
 
 _SHORTAGE = frozenset(
     {
@@ -182,13 +183,13 @@ def populate(memory: mmap.mmap, offset: int, length: int) -> None:
         return  # an older kernel: the pages come when they are touched
 
 
-def is_memfd(descriptor: int) -> bool:
-    """Tell whether a descriptor is a memfd, which is closed without waiting."""
+def closes_quickly(descriptor: int) -> bool:
+    """Tell whether a descriptor is a memfd with few pages to free."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError:
         return False
-    return True
+    return os.fstat(descriptor).st_blocks * _BLOCK_BYTES <= ARENA_BYTES
 
 
 def map_peer_arena(

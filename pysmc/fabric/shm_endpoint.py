@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pysmc.disposal import close_elsewhere, has_room
 from pysmc.errors import FabricError
 from pysmc.fabric.base import Status
-from pysmc.fabric.shm_arena import ARENAS_MAX, is_memfd, is_shortage
+from pysmc.fabric.shm_arena import ARENAS_MAX, closes_quickly, is_shortage
 from pysmc.fabric.shm_ring import GEOMETRY
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Packet(NamedTuple):
         """Close the descriptors that came."""
         while self.descriptors:
             descriptor = self.descriptors.pop()
-            is_quick = not self.is_foreign or is_memfd(descriptor)
+            is_quick = not self.is_foreign or closes_quickly(descriptor)
             if is_quick or not close_elsewhere(descriptor):
                 os.close(descriptor)
 

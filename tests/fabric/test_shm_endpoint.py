@@ -20,7 +20,7 @@ from pysmc.errors import FabricError
 from pysmc.fabric import shm_endpoint
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.shm import ShmDevice
-from pysmc.fabric.shm_arena import ARENAS_MAX
+from pysmc.fabric.shm_arena import ARENA_BYTES, ARENAS_MAX
 from pysmc.fabric.shm_endpoint import (
     CALLERS_MAX,
     HELLO_DESCRIPTORS_MAX,
@@ -381,6 +381,23 @@ def test_while_closes_wait_nobody_is_taken(
         assert device.arm()
         assert not select.select([device.fileno()], [], [], 0)[0], "it would spin"
     assert statuses(drain(device)) == [(CONNECTED, Status.SUCCESS)]
+
+
+def test_memory_of_another_user_is_closed_here_when_there_is_little(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever closes a memfd last frees its pages."""
+    elsewhere: list[int] = []
+
+    def close_elsewhere(descriptor: int) -> bool:
+        elsewhere.append(descriptor)
+        return False
+
+    monkeypatch.setattr(shm_endpoint, "close_elsewhere", close_elsewhere)
+    little, much = memfd(ARENA_BYTES * 2), memfd(ARENA_BYTES * 2)
+    os.posix_fallocate(much, 0, ARENA_BYTES * 2)
+    Packet(b"", [little, much], truncated=False, is_foreign=True).close()
+    assert elsewhere == [much]
 
 
 def test_nothing_of_another_user_is_closed_here(

@@ -7,10 +7,12 @@ import select
 import signal
 import socket
 import struct
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pysmc.errors import FabricError
+from pysmc.fabric import shm_link
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.shm import ShmDevice
 from pysmc.fabric.shm_arena import ARENA_BYTES, ARENAS_MAX
@@ -43,8 +45,42 @@ from tests.fabric.rawpeer import (
     statuses,
 )
 
+if TYPE_CHECKING:
+    import mmap
+
 KIB = 1024
 DOWN = CompletionKind.DOWN
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_a_lot_of_a_peers_memory_is_unmapped_elsewhere(
+    device: ShmDevice, monkeypatch: pytest.MonkeyPatch, has_thread: bool
+) -> None:
+    """When the peer is gone, its pages are freed by whoever unmaps them last."""
+    elsewhere: list[mmap.mmap] = []
+    sizes: list[int] = []
+
+    def unmap_elsewhere(memory: mmap.mmap) -> bool:
+        elsewhere.append(memory)
+        sizes.append(len(memory))
+        return has_thread
+
+    monkeypatch.setattr(shm_link, "unmap_elsewhere", unmap_elsewhere)
+    for count in (ARENA_BYTES, 512 * KIB * KIB):
+        peer = RawPeer()
+        queue_pair = device.create_domain().create_queue_pair()
+        queue_pair.connect(peer.remote(), 1, passive=True)
+        arena = memfd(count)
+        peer.call(device)
+        peer.say(peer.hello(queue_pair.number, arenas=1), [peer.control, arena])
+        assert statuses(drain(device)) == [(CompletionKind.CONNECTED, Status.SUCCESS)]
+        os.close(arena)
+        peer.close()
+        assert ended(device)[0] is Status.PEER_GONE
+        assert sizes[:1] == [count] * (count > ARENA_BYTES)
+    assert [memory.closed for memory in elsewhere] == [not has_thread] * 2
+    for memory in elsewhere:
+        memory.close()
 
 
 def test_a_peer_that_publishes_and_dies(device: ShmDevice) -> None:

@@ -21,7 +21,13 @@ import os
 import threading
 from collections import deque
 
-__all__ = ["WAITING_MAX", "close_elsewhere", "has_room", "unmap_elsewhere"]
+__all__ = [
+    "WAITING_MAX",
+    "close_elsewhere",
+    "has_room",
+    "unmap_elsewhere",
+    "wait_unmapped",
+]
 
 WAITING_MAX = 256
 """Descriptors that wait to be closed when nobody else should be let in."""
@@ -74,6 +80,11 @@ class _Closer:
             finally:
                 with self._changed:
                     self._waiting.popleft()
+                    self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, seconds)
 
 
 _closer = _Closer()
@@ -108,6 +119,18 @@ def unmap_elsewhere(memory: mmap.mmap) -> bool:
         False when there is no thread for it; it stays the caller's then.
     """
     return _unmapper.put(memory)
+
+
+def wait_unmapped(seconds: float) -> bool:
+    """Wait until `unmap_elsewhere` has done all that it was given; for tests.
+
+    Args:
+        seconds: At most so long.
+
+    Returns:
+        False when that was too short.
+    """
+    return _unmapper.wait(seconds)
 
 
 def _forget_in_child() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pysmc import disposal
-from pysmc.disposal import close_elsewhere, unmap_elsewhere
+from pysmc.disposal import close_elsewhere, unmap_elsewhere, wait_unmapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,6 +91,7 @@ def test_memory_does_not_wait_for_descriptors(gate: threading.Event) -> None:
         assert unmapped.wait(10)
         assert memory.closed
         assert not viewed.closed
+        assert wait_unmapped(10)
     far.close()
 
 

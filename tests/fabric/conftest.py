@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pysmc.disposal import wait_unmapped
 from pysmc.fabric.base import UpdateCodec
 from pysmc.fabric.shm import ShmDevice
 from pysmc.fabric.sim import SimNetwork
@@ -76,6 +77,13 @@ def shm_remote_pair() -> Iterator[Pair]:
     finally:
         device_a.close()
         device_b.close()
+
+
+@pytest.fixture(autouse=True)
+def unmapped() -> Iterator[None]:
+    """What a test leaves to a thread is gone before the next one counts."""
+    yield
+    assert wait_unmapped(30)
 
 
 @pytest.fixture

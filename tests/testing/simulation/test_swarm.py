@@ -258,6 +258,36 @@ def _believe_everything(self: Connection, sequence: int | None = None) -> int:
     return News.SPACE
 
 
+def test_a_lost_link_that_takes_others_with_it_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = Keeper.end_group
+    ending: list[Any] = []
+
+    def wrong(self: Keeper, group: Any, now: float, **how: Any) -> None:
+        right(self, group, now, **how)
+        if ending:
+            return
+        ending.append(group)
+        for each in self.groups.all():
+            right(self, each, now, **how)
+        ending.clear()
+
+    # Two writes with a pause between them, in which the link of the first one is cut.
+    talk = replace(TALK, client=replace(TALK.client, pauses=(0.0, 9.0)))
+    two = replace(
+        SPEC,
+        configs=(CONFIG, CONFIG, CONFIG),
+        conversations=(talk, replace(talk, caller=2)),
+    )
+    cuts = [
+        replace(two, faults=(Fault("cut a link", step),)) for step in (250, 300, 350)
+    ]
+    assert [told(cut) for cut in cuts] == ["", "", ""]
+    monkeypatch.setattr(Keeper, "end_group", wrong)
+    assert any("and nothing could hurt it" in told(cut) for cut in cuts)
+
+
 @UNCLOSED
 def test_a_world_that_never_rests_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pysmc.testing.simulation.swarm.STEPS_MAX", 60)

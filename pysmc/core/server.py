@@ -96,7 +96,10 @@ class ServerNegotiator(Negotiator):
         self, handshake: Handshake, proposal: clc.Proposal, now: float
     ) -> None:
         handshake.version = min(proposal.version, 2)
-        handshake.answer_by = now + ANSWER_SHARE * self._config.accept_wait
+        # Not later than the whole handshake ends: whoever waits for its turn until then
+        # would otherwise be asked again and again at that very moment.
+        answer_by = now + ANSWER_SHARE * self._config.accept_wait
+        handshake.answer_by = min(answer_by, handshake.ends_at)
         problem = handshake.refusal or self._judge(proposal)
         if problem is not None:
             self.decline(handshake, problem, now)

@@ -150,6 +150,23 @@ def test_one_peer_has_so_many_first_contacts_and_the_rest_falls_back_in_time() -
     assert isinstance(pair.verdict(client), FellBack)
 
 
+def test_whoever_proposes_late_waits_no_longer_than_its_handshake_lasts() -> None:
+    """The end of its handshake comes before that of the client's patience."""
+    pair = CorePair()
+    _, late = pair.connect()
+    pair.tcp(late).is_deaf = True
+    pair.drive()
+    pair.advance(3.55)
+    for _ in range(FIRST_CONTACTS_PER_PEER):
+        pair.advance(FIRST_CONTACT_TURN)
+        assert stall(pair).state is HandshakeState.AWAIT_CONFIRM
+    pair.tcp(late).is_deaf = False
+    pair.drive()
+    assert late.state is HandshakeState.QUEUED
+    pair.advance(SMALL.handshake_wait - pair.now + 0.01)
+    assert isinstance(pair.verdict(late), FellBack)
+
+
 def test_whoever_waits_joins_the_first_group_that_is_made() -> None:
     """Also while another first contact of the same kind still has its turn."""
     pair = CorePair()

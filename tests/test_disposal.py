@@ -12,6 +12,7 @@ import pytest
 
 from pysmc import disposal
 from pysmc.disposal import close_elsewhere, unmap_elsewhere, wait_unmapped
+from tests.fabric.rawpeer import Child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,8 +127,6 @@ def test_without_threads_it_stays_the_callers(
 
 
 def test_a_forked_child_begins_anew(gate: threading.Event) -> None:
-    disposal._closer._waiting.append(-1)
-    before = disposal._closer
-    disposal._forget_in_child()
-    assert disposal._closer is not before
-    assert disposal.has_room()
+    disposal._closer._waiting.extend([-1] * disposal.WAITING_MAX)
+    assert not disposal.has_room()
+    assert Child(disposal.has_room).result()

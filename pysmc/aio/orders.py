@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pysmc.core import actions
+from pysmc.core.roles import Role
 from pysmc.errors import FabricError
 from pysmc.fabric.base import RemoteQueuePair, Status
 
@@ -69,6 +70,8 @@ class Orders:
         link = action.link
         group = link.group
         try:
+            if group.role is Role.SERVER:
+                self._devices[group.fabric].check_callable()
             if group.handle is None:
                 group.handle = self._devices[group.fabric].create_domain()
             pair = group.handle.create_queue_pair()

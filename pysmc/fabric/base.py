@@ -321,6 +321,16 @@ class Device(ABC):
             FabricError: It could not be had.
         """
 
+    def check_callable(self) -> None:
+        """Refuse a passive queue pair that no peer could call as things are.
+
+        Without it the peer would learn that only from its time-out.
+
+        Raises:
+            FabricError: Status ``NO_MEMORY``.
+        """
+        return
+
     @abstractmethod
     def poll(self) -> list[Completion]:
         """Take what has completed, in order for each queue pair; empty when nothing.

@@ -465,6 +465,12 @@ class ShmDevice(Device):
         self.domains.append(domain)
         return domain
 
+    def check_callable(self) -> None:
+        """Ask the endpoint; see `Device.check_callable`."""
+        if self._endpoint is not None and not self._endpoint.takes_callers():
+            text = "descriptors are short, or too many of strangers wait to be closed"
+            raise no_memory(text, "be called by the peer")
+
     def poll(self) -> list[Completion]:
         """Take what has completed; see `Device.poll`."""
         if self._armed:

@@ -379,6 +379,11 @@ class Endpoint:
             self._paused = False
             self._watch(self._listener.fileno(), select.EPOLLIN, self.accept)
 
+    def takes_callers(self) -> bool:
+        """Tell whether who knocks now would be let in."""
+        self.resume()
+        return not self._paused and has_room()
+
     def _admit(self, caller: Caller) -> None:
         most = FOREIGN_CALLERS_MAX if caller.refusal else CALLERS_MAX
         alike = [

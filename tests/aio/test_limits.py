@@ -18,6 +18,7 @@ from pysmc.aio import driver as driver_module
 from pysmc.aio import loop as loop_module
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark
+from pysmc.fabric import shm_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -120,6 +121,27 @@ def test_handshakes_in_progress(kit, caplog) -> None:
     kit.run(scenario, config=Config(max_handshakes=5))
     said = [record for record in caplog.records if "max_handshakes" in record.message]
     assert len(said) == 1
+
+
+def test_a_server_that_nobody_can_call_says_so_at_once(kit, monkeypatch) -> None:
+    """Else every client would wait three seconds for CONFIRM LINK to time out."""
+
+    async def scenario() -> None:
+        monkeypatch.setattr(shm_endpoint, "has_room", lambda: False)
+        server, served = serving(kit)
+        # The endpoint opens with the first domain: for the second connection it is there.
+        async with server as port:
+            driver = asyncio.get_running_loop().driver
+            driver.devices[0].create_domain()
+            began = time.monotonic()
+            client, there = await modes(kit, port, served)
+            took = time.monotonic() - began
+        assert "NO_MEMORY" in client.reason.text
+        assert there.reason.side == "local"
+        assert "strangers wait" in there.reason.text
+        assert took < driver.config.confirm_link_server_wait / 2
+
+    kit.run(scenario)
 
 
 def test_so_many_that_they_are_not_even_told(kit) -> None:

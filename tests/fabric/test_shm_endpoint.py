@@ -377,9 +377,14 @@ def test_while_closes_wait_nobody_is_taken(
         patch.setattr(shm_endpoint, "has_room", lambda: False)
         peer.call(device)
         peer.say(peer.hello(queue_pair.number))
+        with pytest.raises(FabricError, match="strangers wait"):
+            device.check_callable()
         assert drain(device) == []
         assert device.arm()
         assert not select.select([device.fileno()], [], [], 0)[0], "it would spin"
+        with pytest.raises(FabricError, match="strangers wait"):
+            device.check_callable()
+    device.check_callable()
     assert statuses(drain(device)) == [(CONNECTED, Status.SUCCESS)]
 
 

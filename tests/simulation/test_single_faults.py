@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -45,6 +46,8 @@ def test_no_single_fault_breaks_a_promise(
 ) -> None:
     every = cases()
     assert len(every) >= CASES_MIN
+    # Each part and each shard gets some of every kind.
+    random.Random("parts").shuffle(every)
     numbers = {"small": len(every) // PARTS, "full": len(every)}
     with long_run("single-faults", **numbers, shard=(shard, SHARDS)) as run:
         part, step = (0, 1) if run.is_full else (run.rotate(PARTS), PARTS)

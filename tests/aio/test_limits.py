@@ -129,7 +129,7 @@ def test_a_server_that_nobody_can_call_says_so_at_once(kit, monkeypatch) -> None
     async def scenario() -> None:
         monkeypatch.setattr(shm_endpoint, "has_room", lambda: False)
         server, served = serving(kit)
-        # The endpoint opens with the first domain: for the second connection it is there.
+        # The endpoint opens with the first domain.
         async with server as port:
             driver = asyncio.get_running_loop().driver
             driver.devices[0].create_domain()

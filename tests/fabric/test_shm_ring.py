@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import os
+import select
 import sys
 import threading
 from collections import deque
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from pysmc.errors import FabricError
 from pysmc.fabric import shm_ring
 from pysmc.fabric.base import CompletionKind, Status
+from pysmc.fabric.shm import ShmDevice
 from pysmc.fabric.shm_ring import (
     CONTROL_BYTES,
     DESCRIPTOR,
@@ -41,10 +44,10 @@ from pysmc.fabric.shm_ring import (
     pack_descriptor,
     unpack_descriptor,
 )
+from tests.fabric.rawpeer import link
 
 if TYPE_CHECKING:
     from pysmc.fabric.base import Completion, QueuePair
-    from pysmc.fabric.shm import ShmDevice
     from tests.fabric.rawpeer import RawPeer
 
 RKEY = 7 << 16
@@ -397,3 +400,47 @@ def test_all_of_it_is_taken_before_the_end(device: ShmDevice, peer: RawPeer) -> 
     completions = device.poll()
     kinds = [completion.kind for completion in completions]
     assert kinds == [CompletionKind.UPDATE] * SLOTS + [CompletionKind.DOWN]
+
+
+def test_what_comes_right_after_the_last_look_rings(
+    device: ShmDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sleep is announced before the look, or this update would wake nobody."""
+    far = ShmDevice(os.urandom(8))
+    _, there = link(device, far)
+    region = device.domains[0].register(16 * 1024)
+    look = device._waiting[0]
+
+    def look_and_miss() -> bool:
+        found = look()
+        there.publish(region.rkey, 0, 1, 1, 0, 0, 0)
+        return found
+
+    monkeypatch.setattr(device, "_waiting", [look_and_miss])
+    assert device.arm()
+    assert select.select([device.fileno()], [], [], 0)[0], "asleep for good"
+    far.close()
+
+
+def test_an_update_on_top_of_another_looks_again_behind_a_fence(
+    device: ShmDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first look at the head may be older than our own store of the state."""
+    far = ShmDevice(os.urandom(8))
+    _, there = link(device, far)
+    region = device.domains[0].register(16 * 1024)
+    there.publish(region.rkey, 0, 1, 1, 0, 0, 0)
+    real, taken = shm_ring._try_acquire, []
+
+    def taken_meanwhile(blocking: bool) -> bool:
+        with monkeypatch.context() as inner:
+            inner.setattr(shm_ring, "_try_acquire", real)
+            taken.extend(device.poll())
+        return real(blocking)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shm_ring, "_try_acquire", taken_meanwhile)
+        there.publish(region.rkey, 0, 2, 1, 0, 0, 0)
+    taken.extend(device.poll())
+    assert [completion.payload.sequence for completion in taken] == [2, 2]
+    far.close()

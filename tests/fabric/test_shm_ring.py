@@ -44,7 +44,7 @@ from pysmc.fabric.shm_ring import (
     pack_descriptor,
     unpack_descriptor,
 )
-from tests.fabric.rawpeer import link
+from tests.fabric.rawpeer import drain, link
 
 if TYPE_CHECKING:
     from pysmc.fabric.base import Completion, QueuePair
@@ -443,4 +443,18 @@ def test_an_update_on_top_of_another_looks_again_behind_a_fence(
         there.publish(region.rkey, 0, 2, 1, 0, 0, 0)
     taken.extend(device.poll())
     assert [completion.payload.sequence for completion in taken] == [2, 2]
+    far.close()
+
+
+def test_a_send_waits_behind_those_that_are_held(device: ShmDevice) -> None:
+    """Room that the peer has just made belongs to the oldest."""
+    far = ShmDevice(os.urandom(8))
+    here, _ = link(device, far)
+    count = SEND_SLOTS + 3
+    for number in range(count - 1):
+        here.post_send(bytes((number,)))
+    taken = far.poll()
+    here.post_send(bytes((count - 1,)))
+    taken += drain(far)
+    assert [completion.payload[0] for completion in taken] == list(range(count))
     far.close()

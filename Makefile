@@ -69,7 +69,7 @@ endif
 soak: $(DEV_STAMP)  ## hours of simulated time, thousands of hostile peers, 64 GiB
 	$(PYTHON_ENV)/python -m pytest --long -s -m soak $(ARGS)
 
-fuzz: $(DEV_STAMP)  ## ten million inputs for each target
+fuzz: $(DEV_STAMP)  ## ten million inputs for a decoder, one for the slower targets
 	$(PYTHON_ENV)/python -m pytest --long -n $(WORKERS) -m fuzz $(ARGS)
 
 lint: $(DEV_STAMP)  ## ruff, mypy, import-linter

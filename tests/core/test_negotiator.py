@@ -207,7 +207,8 @@ def test_a_server_never_declines_after_the_confirm() -> None:
     assert isinstance(verdict, Failed)
     assert isinstance(verdict.error, HandshakeTimeout)
     assert "did not decline in time" in str(verdict.error)
-    assert not any("server: sends Decline" in line for line in pair.trace)
+    assert not any("server: tcp 256 sends Decline" in line for line in pair.trace)
+    assert any("client: tcp 256 sends Decline" in line for line in pair.trace)
 
 
 def test_a_queue_pair_that_is_ready_too_late_is_not_used() -> None:
@@ -220,6 +221,19 @@ def test_a_queue_pair_that_is_ready_too_late_is_not_used() -> None:
     pair.drive()
     said = [line.replace("CONFIRM_LINK_TIMEOUT", "") for line in pair.trace]
     assert not any("CONFIRM_LINK" in line for line in said)
+
+
+def test_a_queue_pair_that_was_lost_is_not_used_though_it_was_connected() -> None:
+    pair = CorePair()
+    pair.hold("connected", pair.server)
+    _, server = pair.connect()
+    pair.drive()
+    assert server.link is not None
+    pair.cut_link(server.link, pair.server)
+    pair.drive()
+    assert server.state is HandshakeState.AWAIT_DECLINE
+    pair.server.endpoint.pair_connected(server.link, pair.now)
+    assert not list(pair.server.endpoint.take_actions())
 
 
 def test_a_link_that_fails_twice_is_waited_for_once() -> None:
@@ -284,3 +298,7 @@ def test_the_shared_half_is_no_role() -> None:
         negotiator.begin_add_link(handshake)
     with pytest.raises(NotImplementedError):
         negotiator.await_link(handshake, 0.0)
+    with pytest.raises(NotImplementedError):
+        _ = negotiator.decline_due
+    with pytest.raises(NotImplementedError):
+        negotiator.decline_wait_over(handshake, 0.0)

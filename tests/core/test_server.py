@@ -510,7 +510,7 @@ def test_a_wrong_answer_behind_half_a_decline_breaks_the_stream() -> None:
     verdict = pair.verdict(server)
     assert isinstance(verdict, Failed)
     assert "names another queue pair" in str(verdict.error)
-    assert not any("server: sends Decline" in line for line in pair.trace)
+    assert not any("server: tcp 256 sends Decline" in line for line in pair.trace)
 
 
 @pytest.mark.parametrize("rejected", [True, False])

@@ -20,6 +20,7 @@ def test_counters_pass_their_last_value(size: int, newest_only: bool) -> None:
     pair = CorePair(newest_only=newest_only)
     for end in pair.ends:
         end.endpoint.tuning = Tuning(size, first_wrap=65_530, first_sequence=65_530)
+        assert end.endpoint.tuning.element_bytes == size
     client, server = pair.establish()
     for turn in range(40):
         data = bytes([turn, turn ^ 255, 7])

@@ -223,17 +223,22 @@ def test_a_queue_pair_that_is_ready_too_late_is_not_used() -> None:
     assert not any("CONFIRM_LINK" in line for line in said)
 
 
+def is_in(handshake: Handshake, state: HandshakeState) -> bool:
+    return handshake.state is state
+
+
 def test_a_queue_pair_that_was_lost_is_not_used_though_it_was_connected() -> None:
     pair = CorePair()
     pair.hold("connected", pair.server)
     _, server = pair.connect()
     pair.drive()
     assert server.link is not None
-    pair.cut_link(server.link, pair.server)
-    pair.drive()
-    assert server.state is HandshakeState.AWAIT_DECLINE
-    pair.server.endpoint.pair_connected(server.link, pair.now)
-    assert not list(pair.server.endpoint.take_actions())
+    link, endpoint = server.link, pair.server.endpoint
+    endpoint.link_down(link, "timed out", "", pair.now)
+    assert is_in(server, HandshakeState.AWAIT_DECLINE)
+    list(endpoint.take_actions())
+    endpoint.pair_connected(link, pair.now)
+    assert not list(endpoint.take_actions())
 
 
 def test_a_link_that_fails_twice_is_waited_for_once() -> None:

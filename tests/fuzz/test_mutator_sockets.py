@@ -210,6 +210,7 @@ MISLEADING = [
 ]
 
 
+@pytest.mark.fuzz
 @pytest.mark.slow
 @pytest.mark.parametrize("place", [ACCEPT, CONFIRM], ids=["Accept", "Confirm"])
 def test_what_misleads_ends_with_an_error(proxy, place):

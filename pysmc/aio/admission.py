@@ -6,7 +6,7 @@ the first of a kind is logged. It decides nothing else; what becomes of a connec
 that is one too many is the driver's business.
 
 Peers of another host are also counted by address. Those of this host have one address
-in common; they were let in by their user, and share what the loop has.
+in common, and share what the loop has; strangers' too until their user is known.
 
 Reference: RFC 7609 names no limits; kernel counterpart: smc_hs_congested() in af_smc.c.
 """

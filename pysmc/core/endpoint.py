@@ -14,7 +14,7 @@ Reference: RFC 7609 section 3; kernel counterparts: smc_core.c, af_smc.c.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pysmc.core.actions import Action, DeregisterMemory, PublishUpdate
 from pysmc.core.client import ClientNegotiator
@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from pysmc.reasons import Reason
     from smcproto import llc
 
-__all__ = ["Endpoint", "FabricOffer", "Identity", "Role"]
+__all__ = ["DEADLINES_AT_ONCE", "Endpoint", "FabricOffer", "Identity", "Role"]
+
+DEADLINES_AT_ONCE: Final = 256
+"""Deadlines that one call handles. A thousand peers that stall are due together; and
+should one ever be set again for the same moment, a loop still goes on."""
 
 
 class Endpoint:
@@ -346,8 +350,14 @@ class Endpoint:
     # Time
 
     def handle_timer(self, now: float) -> None:
-        """Do what is due."""
-        while (due := self._context.timers.pop_due(now)) is not None:
+        """Do what is due, so much of it that others have their turn soon.
+
+        What is left stays due: `next_timer` tells so.
+        """
+        for _ in range(DEADLINES_AT_ONCE):
+            due = self._context.timers.pop_due(now)
+            if due is None:
+                return
             kind, subject = due
             match kind:
                 case "handshake":

@@ -8,7 +8,7 @@ import pytest
 
 from pysmc.core.actions import CreateQueuePair, PublishUpdate, SendClc
 from pysmc.core.connection import Connection
-from pysmc.core.endpoint import Endpoint, Identity
+from pysmc.core.endpoint import DEADLINES_AT_ONCE, Endpoint, Identity
 from pysmc.core.events import Failed, FellBack, News
 from pysmc.core.handshake import HandshakeState
 from pysmc.core.rmb import RmbState
@@ -378,3 +378,15 @@ def test_the_checks_see_what_they_are_there_to_see() -> None:
     assert "gone" in broken(lose_state)
     with pytest.raises(AttributeError, match="group"):
         broken(keep_timer)
+
+
+def test_deadlines_are_handled_so_many_at_once() -> None:
+    pair = CorePair()
+    endpoint = pair.server.endpoint
+    stalled = [endpoint.accept(f"host {n}", 0.0) for n in range(DEADLINES_AT_ONCE + 1)]
+    endpoint.handle_timer(6.0)
+    assert sum(handshake.is_over for handshake in stalled) == DEADLINES_AT_ONCE
+    assert endpoint.next_timer() == 6.0, "the driver comes back at once"
+    endpoint.handle_timer(6.0)
+    assert all(handshake.is_over for handshake in stalled)
+    assert endpoint.next_timer() is None

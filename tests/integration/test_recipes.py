@@ -13,6 +13,7 @@ WITHOUT_RECIPE = {
     "integrations": "a table of the others",
     "tls": "its examples are carried out by tests of TLS",
     "streams": "its examples are carried out by tests of streams",
+    "fuzz": "its programs are carried out by tests/fuzz",
 }
 ASK = "PYSMC_FALLBACK=require python client.py"
 CLIENT = """

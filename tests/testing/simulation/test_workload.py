@@ -82,7 +82,9 @@ def test_polite_programs_say_all(api: str, style: str) -> None:
 @pytest.mark.parametrize("end", ["close", "abort", "stop"])
 def test_rude_programs_end_as_they_say(end: str) -> None:
     client = Script(api="protocol", writes=(1000,), end=end)
-    talking = play(Conversation(1, 0, client, Script(writes=(2000,))))
+    # The other one has more to say when the rude one goes.
+    polite = Script(writes=(2000, 2000), pauses=(5.0,))
+    talking = play(Conversation(1, 0, client, polite))
     assert talking.conversation.is_rude
     assert talking.is_over
     assert talking.client.has_closed

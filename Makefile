@@ -16,7 +16,7 @@ WORKERS ?= 2
 DEBUG_TESTS ?= tests/aio tests/twins tests/testing tests/discovery tests/fabric \
     tests/integration
 # Tests that would only be slower under coverage and in debug mode.
-HARD := simulate or soak or fuzz or load
+HARD := exhaustive or simulate or soak or fuzz or load
 # Of how many parts of the tests one is run in debug mode; 1 is all of them.
 PART ?= 1
 # Another order of sets and dictionaries each time; the command line shows it.

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,8 +52,14 @@ def _network_namespaces_missing() -> str:
     return ""
 
 
+EXHAUSTIVE = tuple(Path(__file__).parent / name for name in ("model", "simulation"))
+"""Folders whose tests explore very many states: under coverage they would take long."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.parent in EXHAUSTIVE:
+            item.add_marker("exhaustive")
         if item.get_closest_marker("netns") and _network_namespaces_missing():
             item.add_marker(pytest.mark.skip(reason=_network_namespaces_missing()))
 

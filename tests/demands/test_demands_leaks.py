@@ -16,7 +16,11 @@ from pysmc.config import KIB, Config
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.load,
+    pytest.mark.usefixtures("quick_collections"),
+]
 
 HOST = "127.0.0.1"
 PATIENCE = 30.0

@@ -19,6 +19,7 @@ import uvloop
 
 import pysmc
 from pysmc.config import Config
+from pysmc.disposal import wait_unmapped
 from pysmc.testing.authority import Authority
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ class Kit:
         assert len(self.problems) == problems, self.problems
         self.problems.clear()
         self.end(children)
+        assert wait_unmapped(30)
         assert count_descriptors() == before, "descriptors were left open"
         return result
 

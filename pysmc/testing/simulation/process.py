@@ -56,6 +56,7 @@ class Process:
         """Its numeric address."""
         self.entropy: random.Random = world.stream(f"process {name}")
         """Where its peer IDs and tokens come from."""
+        self._dead: list[asyncio.Task[Any]] = []
         self.tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], None] = (
             weakref.WeakKeyDictionary()
         )
@@ -163,6 +164,8 @@ class Process:
             return
         self.world.note(f"{self.name} crashes")
         self.is_crashed = True
+        # The collector would let them run to their ends.
+        self._dead = list(self.tasks)
         for owner in list(self.descriptors.owners.values()):
             if isinstance(owner, WorldDevice):
                 owner.forget_posts(self._chance)
@@ -346,5 +349,6 @@ class Process:
         if driver is not None:
             driver.disown()
         self._forget_tasks()
+        self._dead.clear()
         with contextlib.suppress(BaseException):
             self.loop.close()

@@ -117,12 +117,14 @@ def test_coroutines_of_a_crashed_process_are_not_heard_of_again() -> None:
     world = World(1)
     process = world.process("p")
     reached: list[Any] = []
+    awaited = []  # or the collector ends who waits for what nobody knows
 
     async def stubborn() -> None:
         loop = asyncio.get_running_loop()
         for _ in range(5):
+            awaited.append(loop.create_future())
             try:
-                await loop.create_future()
+                await awaited[-1]
             except GeneratorExit:
                 reached.append(world.is_closed)
 

@@ -233,10 +233,21 @@ class ClientNegotiator(Negotiator):
             self._context.actions.append(
                 ConnectQueuePair(link, link.remote, passive=False)
             )
+        elif not self._is_known(handshake):
+            # A write to what was withdrawn would break the link, and all that use it.
+            text = "The server withdrew its RMB before the Confirm."
+            self.decline(handshake, reason("OUT_OF_SYNC", "local", text), now)
         else:
             self._send_confirm(handshake)
             handshake.move(HandshakeInput.READY_REUSE)
             self.establish(handshake, now)
+
+    def _is_known(self, handshake: Handshake) -> bool:
+        """Whether the server's RMB, announced on a reused link, still stands."""
+        accept, group = handshake.accept, handshake.group
+        assert accept is not None
+        assert group is not None
+        return group.rtokens.knows(RToken(accept.rkey, accept.virtual_address))
 
     def pair_connecting(self, handshake: Handshake, now: float) -> None:
         """First contact: our queue pair may receive, so the server may know it."""

@@ -439,3 +439,24 @@ def test_a_server_that_names_an_element_in_use_is_declined() -> None:
     assert verdict.reason.name == "OUT_OF_SYNC"
     assert "another connection is using" in verdict.reason.text
     assert pair.client.lost == []
+
+
+def test_memory_that_is_withdrawn_before_the_confirm_is_not_written_to() -> None:
+    """It would break the link, and with it the connections of others."""
+    pair = CorePair()
+    fellow, there = pair.establish()
+    pair.withhold(pair.client, RegisterMemory)
+    client, _ = pair.connect()
+    pair.drive()
+    assert client.accept is not None
+    assert client.link is not None
+    withdrawn = llc.DeleteRkey(2, response=False, rkeys=(client.accept.rkey,))
+    pair.send_message(there.link, withdrawn.build())
+    pair.drive()
+    pair.answer(pair.client, RegisterMemory)
+    pair.drive()
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, FellBack)
+    assert verdict.reason.name == "OUT_OF_SYNC"
+    assert not pair.faults
+    assert fellow.is_open

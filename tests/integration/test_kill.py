@@ -62,8 +62,9 @@ def test_the_client_is_killed(programs, kept, wait_until):
             delivered += record["received"] > 0
         if seed == 10:
             before = baseline(survivor, kept, wait_until)
-    # Most died on SMC-R, many of them in mid-stream, some before there was a stream.
-    assert modes["smcr"] > RUNS // 3
+    # Most died on SMC-R, many of them in mid-stream, some before there was a stream;
+    # more of those on a busy machine.
+    assert modes["smcr"] > RUNS // 6
     assert delivered > RUNS // 4
     assert_nothing_left(survivor, kept, wait_until, before)
 
@@ -92,6 +93,6 @@ def test_the_server_is_killed(programs, kept, wait_until):
         delivered += record["received"] > 0
         if before is None and seed >= 10:
             before = baseline(survivor, kept, wait_until)
-    assert endings["smcr"] > RUNS // 3, endings
+    assert endings["smcr"] > RUNS // 6, endings
     assert delivered > RUNS // 4
     assert_nothing_left(survivor, kept, wait_until, before)

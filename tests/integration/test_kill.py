@@ -45,7 +45,8 @@ def assert_nothing_left(survivor, kept, wait_until, before):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_the_client_is_killed(programs, kept, wait_until):
-    survivor = programs.agent(env=QUIET_SOON)
+    # Being watched would make it too slow for how soon its peers are killed.
+    survivor = programs.agent(env=QUIET_SOON, is_measured=False)
     port = survivor.ask("serve", kind="both_ways")["port"]
     victims = programs.script("victims", is_measured=False)
     assert victims.json() == {"ready": True}
@@ -62,9 +63,8 @@ def test_the_client_is_killed(programs, kept, wait_until):
             delivered += record["received"] > 0
         if seed == 10:
             before = baseline(survivor, kept, wait_until)
-    # Most died on SMC-R, many of them in mid-stream, some before there was a stream;
-    # more of those on a busy machine.
-    assert modes["smcr"] > RUNS // 6
+    # Most died on SMC-R, many of them in mid-stream, some before there was a stream.
+    assert modes["smcr"] > RUNS // 3
     assert delivered > RUNS // 4
     assert_nothing_left(survivor, kept, wait_until, before)
 
@@ -93,6 +93,6 @@ def test_the_server_is_killed(programs, kept, wait_until):
         delivered += record["received"] > 0
         if before is None and seed >= 10:
             before = baseline(survivor, kept, wait_until)
-    assert endings["smcr"] > RUNS // 6, endings
+    assert endings["smcr"] > RUNS // 3, endings
     assert delivered > RUNS // 4
     assert_nothing_left(survivor, kept, wait_until, before)

@@ -26,6 +26,7 @@ __all__ = [
     "close_elsewhere",
     "has_room",
     "unmap_elsewhere",
+    "wait_closed",
     "wait_unmapped",
 ]
 
@@ -119,6 +120,18 @@ def unmap_elsewhere(memory: mmap.mmap) -> bool:
         False when there is no thread for it; it stays the caller's then.
     """
     return _unmapper.put(memory)
+
+
+def wait_closed(seconds: float) -> bool:
+    """Wait until `close_elsewhere` has done all that it was given; for tests.
+
+    Args:
+        seconds: At most so long.
+
+    Returns:
+        False when that was too short.
+    """
+    return _closer.wait(seconds)
 
 
 def wait_unmapped(seconds: float) -> bool:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from pysmc.disposal import wait_closed
 from pysmc.testing import conformance_links as links
 from pysmc.testing import conformance_memory as memory
 from pysmc.testing.conformance_bench import (
@@ -86,6 +87,7 @@ def check_descriptor_balance(make_pair: MakePair) -> None:
             )
             bench.end(bench.a).queue_pair.connect(far.remote(1), 1, passive=True)
             bench.move()
+        wait_closed(5)
         counts.append(len(os.listdir("/proc/self/fd")))
     expect(len(set(counts[1:])) == 1, f"descriptors after each round: {counts}")
 

@@ -12,6 +12,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pysmc
+from pysmc.disposal import wait_closed
 from tests.aio.close_matrix_player import name_of
 from tests.aio.random_ends import End
 from tests.aio.random_programs import (
@@ -529,4 +530,5 @@ class Stage:
 
 
 def _descriptors() -> int:
+    wait_closed(5)
     return len(os.listdir("/proc/self/fd"))

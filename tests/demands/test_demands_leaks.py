@@ -12,6 +12,7 @@ import pytest
 
 import pysmc
 from pysmc.config import KIB, Config
+from pysmc.disposal import wait_closed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,6 +128,7 @@ def is_ours(kind: type) -> bool:
 
 
 def held(loop: Any) -> dict[str, Any]:
+    wait_closed(5)
     scheduled = [each for each in loop._scheduled if not each.cancelled()]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pysmc.discovery.address import endpoint, is_local
+from pysmc.disposal import wait_closed
 from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric.shm import ShmDevice
 
@@ -62,6 +63,7 @@ class FailsOnce:
 def held() -> int:
     """Count descriptors and mappings of memory files."""
     gc.collect()
+    wait_closed(5)
     with open("/proc/self/maps", encoding="utf-8") as maps:
         mapped = sum("/memfd:pysmc" in line for line in maps)
     return len(os.listdir("/proc/self/fd")) + 1000 * mapped

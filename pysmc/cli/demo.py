@@ -16,8 +16,9 @@ import os
 import subprocess
 import sys
 import sysconfig
+from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import argparse
@@ -27,6 +28,7 @@ HELP = "move real files between two aiohttp processes, over SMC-R and over TCP"
 
 FILES_MOST = 20_000
 """Most files of a directory that are served."""
+HOST = "127.0.0.1"
 START_SECONDS = 30
 """How long the server may take to start, and the client to end after its last line."""
 
@@ -45,6 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=8,
         metavar="N",
         help="connections of the client, 1-250 (default: 8)",
+    )
+    parser.add_argument(
+        "--fabric",
+        choices=("shm", "verbs"),
+        help="use only this one (by default what the configuration says)",
+    )
+    parser.add_argument(
+        "--hosts",
+        default=HOST,
+        metavar="SERVER[,CLIENT]",
+        help="addresses of the two processes on this machine (default: 127.0.0.1)",
     )
     parser.add_argument(
         "--require",
@@ -73,9 +86,13 @@ def command(options: argparse.Namespace) -> int:
     if not 1 <= options.connections <= 250:
         print("pysmc demo: --connections wants a number from 1 to 250", file=sys.stderr)
         return 2
+    hosts = _addresses(options.hosts)
+    if not 1 <= len(hosts) <= 2:
+        print("pysmc demo: --hosts wants one or two IP addresses", file=sys.stderr)
+        return 2
     try:
         root, files = _find_files(options.path or _standard_library())
-        result = _both_passes(root, files, options)
+        result = _both_passes(root, files, hosts, options)
     except (DemoError, OSError) as error:
         print(f"pysmc demo: {error}", file=sys.stderr)
         return 1
@@ -86,6 +103,13 @@ def command(options: argparse.Namespace) -> int:
         _print_result(result)
     good = result["sha256_equal"] and not (options.require and result["mode"] != "smcr")
     return 0 if good else 1
+
+
+def _addresses(text: str) -> list[str]:
+    try:
+        return [str(ip_address(host)) for host in text.split(",")]
+    except ValueError:
+        return []
 
 
 def _standard_library() -> Path:
@@ -120,18 +144,46 @@ def _find_files(path: Path) -> tuple[Path, list[tuple[str, int]]]:
     return path, files
 
 
+def environment(fabric: str | None, hosts: list[str]) -> dict[str, str]:
+    """Make the environment of both processes.
+
+    Over verbs they know of each other by the list of peers, and have one EID; whatever
+    the user's environment says of these stays.
+
+    Args:
+        fabric: The only one to use; None leaves it to the configuration.
+        hosts: The server's address, and the client's if it has one of its own.
+    """
+    made = dict(os.environ)
+    if fabric is not None:
+        made["PYSMC_FABRICS"] = fabric
+    if fabric == "verbs":
+        made.setdefault("PYSMC_DISCOVERY", "static")
+        if "static" in made["PYSMC_DISCOVERY"]:
+            # In brackets: an address of version 6 has colons, but no port here.
+            peers = (f"[{host}]" if ":" in host else host for host in hosts)
+            made.setdefault("PYSMC_PEERS", ",".join(peers))
+        made.setdefault("PYSMC_UEIDS", "PYSMC.DEMO")
+    return made
+
+
 def _both_passes(
-    root: Path, files: list[tuple[str, int]], options: argparse.Namespace
+    root: Path,
+    files: list[tuple[str, int]],
+    hosts: list[str],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     total = sum(size for _, size in files)
+    made = environment(options.fabric, hosts)
     with _progress(total, quiet=options.json) as begin:
         run = [sys.executable, "-m", "pysmc", "run"]
         if options.require:
             run.append("--require")
-        smc = _one_pass([*run, "-m"], root, files, options, begin("SMC-R"))
-        tcp = _one_pass(
-            [sys.executable, "-m"], root, files, options, begin("plain TCP")
-        )
+        job = {"files": files, "connections": options.connections}
+        job["local"] = hosts[1] if len(hosts) > 1 else None
+        both = _Pass(root, hosts[0], job, made)
+        smc = both.carry_out([*run, "-m"], begin("SMC-R"))
+        tcp = both.carry_out([sys.executable, "-m"], begin("plain TCP"))
     expected = {
         name: hashlib.sha256((root / name).read_bytes()).hexdigest()
         for name, _ in files
@@ -153,45 +205,48 @@ def _both_passes(
     }
 
 
-def _one_pass(
-    command: list[str],
-    root: Path,
-    files: list[tuple[str, int]],
-    options: argparse.Namespace,
-    advance: Callable[[int], None],
-) -> dict[str, Any]:
-    """Start the server, let the client download everything, give its report."""
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(
+class _Pass(NamedTuple):
+    """What both passes have in common."""
+
+    root: Path
+    host: str
+    job: dict[str, Any]
+    environment: dict[str, str]
+
+    def carry_out(
+        self, command: list[str], advance: Callable[[int], None]
+    ) -> dict[str, Any]:
+        """Start the server, let the client download everything, give its report."""
+        with contextlib.ExitStack() as stack:
+            server = self._start(
+                stack, [*command, "pysmc.cli.demo_server", str(self.root), self.host]
+            )
+            # Leaving ends the server's standard input, and with that the server.
+            stack.callback(server.terminate)
+            assert server.stdout is not None
+            port = server.stdout.readline().strip()
+            if not port:
+                message = f"the server did not start, exit code {server.wait()}"
+                raise DemoError(message)
+            client = self._start(stack, [*command, "pysmc.cli.demo_client"])
+            stack.callback(client.kill)
+            host = f"[{self.host}]" if ":" in self.host else self.host
+            return _follow(
+                client, self.job | {"base": f"http://{host}:{port}/"}, advance
+            )
+
+    def _start(
+        self, stack: contextlib.ExitStack, command: list[str]
+    ) -> subprocess.Popen[str]:
+        return stack.enter_context(
             subprocess.Popen(
-                [*command, "pysmc.cli.demo_server", str(root)],
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env=self.environment,
             )
         )
-        # Leaving ends the server's standard input, and with that the server.
-        stack.callback(server.terminate)
-        assert server.stdout is not None
-        port = server.stdout.readline().strip()
-        if not port:
-            message = f"the server did not start, exit code {server.wait()}"
-            raise DemoError(message)
-        client = stack.enter_context(
-            subprocess.Popen(
-                [*command, "pysmc.cli.demo_client"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-        stack.callback(client.kill)
-        job = {
-            "base": f"http://127.0.0.1:{port}/",
-            "files": files,
-            "connections": options.connections,
-        }
-        return _follow(client, job, advance)
 
 
 def _follow(

@@ -38,6 +38,8 @@ class Job(TypedDict):
     """[name below the root, size in bytes] of each file."""
     connections: int
     """How many connections to use."""
+    local: str | None
+    """The address to connect from; None leaves it to the kernel."""
 
 
 def batches(files: list[list[Any]]) -> list[list[str]]:
@@ -100,8 +102,9 @@ async def download(job: Job) -> dict[str, Any]:
     digests: dict[str, str] = {}
     seconds = 0.0
     received = told = 0
+    local = (job["local"], 0) if job["local"] else None
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=job["connections"]),
+        connector=aiohttp.TCPConnector(limit=job["connections"], local_addr=local),
         timeout=aiohttp.ClientTimeout(total=None, sock_read=TIMEOUT_SECONDS),
         response_class=seen.response_class(),
         auto_decompress=False,

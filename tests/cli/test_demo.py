@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pysmc.cli.demo import environment
+
 pytestmark = pytest.mark.slow
 
 KEYS = {
@@ -47,6 +49,40 @@ def test_json_has_the_promised_keys(pysmc, files):
     assert report["reasons"] == {}
     assert report["seconds"] > 0
     assert report["tcp_seconds"] > 0
+
+
+@pytest.mark.parametrize("hosts", ["127.0.0.1,127.0.0.2", "::1"])
+def test_the_addresses_and_the_fabric_are_the_users(pysmc, files, hosts):
+    options = ("--path", files / "plain0", "--json", "--require", "--fabric", "shm")
+    done = pysmc("demo", *options, "--hosts", hosts)
+    assert (done.code, done.err) == (0, "")
+    report = json.loads(done.out)
+    assert (report["mode"], report["fabric"]) == ("smcr", "shm")
+    assert report["sha256_equal"] is True
+
+
+def settings(made: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in made.items() if name.startswith("PYSMC_")}
+
+
+def test_over_verbs_both_ends_know_of_each_other(monkeypatch):
+    for name in settings(dict(os.environ)):
+        monkeypatch.delenv(name)
+    assert settings(environment(None, ["10.0.0.1"])) == {}
+    assert settings(environment("shm", ["10.0.0.1"])) == {"PYSMC_FABRICS": "shm"}
+    assert settings(environment("verbs", ["10.0.0.1", "fd00::2"])) == {
+        "PYSMC_FABRICS": "verbs",
+        "PYSMC_DISCOVERY": "static",
+        "PYSMC_PEERS": "10.0.0.1,[fd00::2]",
+        "PYSMC_UEIDS": "PYSMC.DEMO",
+    }
+    monkeypatch.setenv("PYSMC_DISCOVERY", "local")
+    monkeypatch.setenv("PYSMC_UEIDS", "MINE")
+    assert settings(environment("verbs", ["10.0.0.1"])) == {
+        "PYSMC_FABRICS": "verbs",
+        "PYSMC_DISCOVERY": "local",
+        "PYSMC_UEIDS": "MINE",
+    }
 
 
 def test_in_words(pysmc, files):
@@ -105,6 +141,9 @@ def test_where_smc_is_required_it_says_what_is_missing(pysmc, files):
         (("--connections", "0"), 2, "--connections wants a number from 1 to 250"),
         (("--connections", "251"), 2, "--connections wants a number from 1 to 250"),
         (("--connections", "x"), 2, "invalid int value: 'x'"),
+        (("--hosts", "localhost"), 2, "--hosts wants one or two IP addresses"),
+        (("--hosts", "::1,::1,::1"), 2, "--hosts wants one or two IP addresses"),
+        (("--fabric", "sim"), 2, "invalid choice: 'sim'"),
         (("--path", "missing"), 1, "there is no file or directory"),
         (("--path", "empty"), 1, "there is no readable file below"),
     ],

@@ -14,12 +14,18 @@ from pysmc.errors import FabricUnavailable
 if TYPE_CHECKING:
     from pysmc.config import Config
     from pysmc.fabric.base import Device, UpdateCodec
+    from pysmc.fabric.verbs_ports import RdmaPort
 
 __all__ = ["open_device"]
 
 
 def open_device(
-    name: str, *, peer_id: bytes, config: Config, codec: UpdateCodec
+    name: str,
+    *,
+    peer_id: bytes,
+    config: Config,
+    codec: UpdateCodec,
+    port: RdmaPort | None = None,
 ) -> Device:
     """Open the device of a fabric.
 
@@ -29,12 +35,13 @@ def open_device(
         peer_id: 8 bytes, unique for this process and loop.
         config: Who may share memory, and which RDMA device to use.
         codec: For fabrics whose updates travel as bytes; shm has no use for it.
+        port: Of a verbs device, which has a device for each port and GID.
 
     Raises:
         FabricUnavailable: There is no such device here; the text says what is missing.
         FabricError: Status ``NO_MEMORY``: there is, but no descriptors are left.
     """
-    del codec
+    del codec, port
     operation = f"open the {name} fabric"
     if name == "shm":
         if not hasattr(os, "memfd_create") or not hasattr(os, "eventfd"):
@@ -44,7 +51,7 @@ def open_device(
 
         return ShmDevice(peer_id, allowed_uids=config.allowed_uids)
     reasons = {
-        "verbs": "this fabric is not built yet; use shm between processes of one host",
+        "verbs": "a connection's route decides which port it uses, and none was given",
         "sim": "a simulated device belongs to a network: use SimNetwork.device()",
     }
     reason = reasons.get(name, f"there is no fabric {name!r}; there are shm and verbs")

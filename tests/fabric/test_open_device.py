@@ -36,7 +36,7 @@ def test_elsewhere_than_on_linux_there_is_no_shm(
 
 @pytest.mark.parametrize(
     ("name", "why"),
-    [("verbs", "not built yet"), ("sim", "SimNetwork"), ("smoke", "no fabric")],
+    [("verbs", "route decides"), ("sim", "SimNetwork"), ("smoke", "no fabric")],
 )
 def test_others_say_what_is_missing(name: str, why: str) -> None:
     with pytest.raises(FabricUnavailable, match=why):

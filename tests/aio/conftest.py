@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _load(name: str) -> None:
-    """Load a helper that lies beside, under the name that test modules import."""
-    qualified = f"tests.aio.{name}"
+def _load(name: str, folder: str = "tests.aio") -> None:
+    """Load a helper under the name that test modules import."""
+    qualified = f"{folder}.{name}"
     if qualified not in sys.modules:
-        path = Path(__file__).with_name(f"{name}.py")
+        path = ROOT.joinpath(*folder.split("."), f"{name}.py")
         spec = importlib.util.spec_from_file_location(qualified, path)
         assert spec is not None
         assert spec.loader is not None
@@ -50,7 +50,9 @@ _load("random_ends")
 _load("random_player")
 _load("streams_player")
 _load("tls_kit")
-HOST = "127.0.0.1"
+_load("other_fabric", "tests")
+other_fabric: Any = sys.modules["tests.other_fabric"]
+HOST: str = other_fabric.HOST
 PATIENCE = 20.0
 """Seconds after which something that should have happened will not."""
 
@@ -168,8 +170,11 @@ class Kit:
         """
         before = count_descriptors()
         children = len(self.children)
+        config = other_fabric.adapted(config or Config())
+        is_watched = factory is None and other_fabric.FABRIC
         if factory is None:
-            factory = lambda: pysmc.new_event_loop(config or Config())  # noqa: E731
+            make = other_fabric.WatchedLoop if is_watched else pysmc.new_event_loop
+            factory = lambda: make(config)  # noqa: E731
         self.problems.clear()
         with asyncio.Runner(loop_factory=factory) as runner:
             loop = runner.get_loop()
@@ -178,6 +183,8 @@ class Kit:
             # a timer makes it come round.
             keep_turning(loop)
             result = runner.run(self._bounded(scenario, args))
+        if is_watched:
+            other_fabric.check(loop.seen, config)
         assert len(self.problems) == problems, self.problems
         self.problems.clear()
         self.end(children)

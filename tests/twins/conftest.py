@@ -14,15 +14,16 @@ import asyncio
 import contextlib
 import datetime
 import gc
+import importlib.util
 import os
 import ssl
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pysmc.aio.loop import Loop
 from pysmc.config import Config
 from pysmc.disposal import wait_closed
 from pysmc.testing.loops import SimLoop
@@ -30,10 +31,27 @@ from pysmc.testing.loops import SimLoop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
-HOST = "127.0.0.1"
+
+def _load_other_fabric() -> None:
+    """Load what all tests have in common under the name that it is imported by."""
+    name = "tests.other_fabric"
+    if name not in sys.modules:
+        path = Path(__file__).parents[1] / "other_fabric.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+_load_other_fabric()
+import tests.other_fabric as other_fabric  # noqa: E402
+
+HOST = other_fabric.HOST
 PATIENCE = 20.0
 """Seconds after which something that should have happened will not."""
-CONFIG = Config(discovery_wait=PATIENCE)
+CONFIG = other_fabric.adapted(Config(discovery_wait=PATIENCE))
 """A machine that is busy for a second must not turn a connection into TCP."""
 CERTIFICATES = "PYSMC_TWINS_CERTIFICATES"
 """Names the folder of certificates for a Python that cannot make them."""
@@ -43,38 +61,17 @@ Program = Any
 """``async def program(peer)``; what it returns is the answer of `visit`."""
 
 
-class _Watched:
-    """Remembers what each transport of a loop says about its connection."""
-
-    seen: list[Any]
-
-    def _make_socket_transport(self: Any, *args: Any, **options: Any) -> Any:
-        made = super()._make_socket_transport(*args, **options)  # type: ignore[misc]
-        self.call_soon(self._note, made)
-        return made
-
-    def _make_ssl_transport(self: Any, *args: Any, **options: Any) -> Any:
-        made = super()._make_ssl_transport(*args, **options)  # type: ignore[misc]
-        # Not earlier: TLS knows the transport beneath it from connection_made on.
-        self.call_soon(self._note, made)
-        return made
-
-    def _note(self, transport: Any) -> None:
-        self.seen.append(transport.get_extra_info("smc"))
-
-
-class WatchedLoop(_Watched, Loop):
-    """On the fabric of this host."""
+class WatchedLoop(other_fabric.WatchedLoop):
+    """On the fabric of this host, or the other one that was asked for."""
 
     def __new__(cls) -> Any:
         return super().__new__(cls, CONFIG)
 
     def __init__(self) -> None:
-        self.seen = []
         super().__init__(CONFIG)
 
 
-class WatchedSimLoop(_Watched, SimLoop):
+class WatchedSimLoop(other_fabric.Watched, SimLoop):
     """On a simulated fabric."""
 
     def __new__(cls) -> Any:
@@ -332,7 +329,8 @@ class Lane:
 
     def check(self, connections: int | None) -> None:
         """See that each connection was on SMC-R at both ends."""
-        fabric = "sim" if self.name == "sim" else "shm"
+        usual = other_fabric.FABRIC or "shm"
+        fabric = "sim" if self.name == "sim" else usual
         said = [(info.mode, info.fabric) for info in self.seen]
         assert said, "no connection was made"
         assert set(said) == {("smcr", fabric)}, self.seen

@@ -286,7 +286,7 @@ def _nearest(
     if anywhere and of_family:
         return of_family[0]
     there = ", ".join(str(port.address) for port in good)
-    refuse(f"{where}: no GID is in the subnet of {local}; there are {there}")
+    return refuse(f"{where}: no GID is in the subnet of {local}; there are {there}")
 
 
 def refuse(detail: str, status: str = "UNAVAILABLE") -> NoReturn:
@@ -299,4 +299,5 @@ def refuse(detail: str, status: str = "UNAVAILABLE") -> NoReturn:
     Raises:
         FabricUnavailable: Always.
     """
-    raise FabricUnavailable("open the verbs fabric", status, detail)
+    operation = "open the verbs fabric"
+    raise FabricUnavailable(operation, status, detail)

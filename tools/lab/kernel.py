@@ -1,0 +1,246 @@
+"""The guest's kernel: the distribution's own package, unpacked into the cache.
+
+Soft-RoCE that carries data needs Linux 6.12 (with 6.1 connections hang); Debian has it
+as its own kernel (13) or among the security updates (12). Only the image and the
+modules that a guest without hardware can use are kept, and nothing is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.places import cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PACKAGE = re.compile(
+    r"linux-image-6\.12\.(?P<patch>\d+)\+deb(?P<release>1[23])-amd64(?P<rest>-unsigned)?"
+)
+KEPT = (
+    "arch", "crypto", "lib", "net", "fs/9p", "fs/netfs", "fs/overlayfs",
+    "drivers/infiniband", "drivers/virtio", "drivers/char/hw_random",
+    "drivers/net/bonding", "drivers/net/*.ko*",
+)  # fmt: skip
+"""Below lib/modules/VERSION/kernel; the cloud images lack rdma_rxe and 9p."""
+NEEDED = ("rdma_rxe", "ib_uverbs", "9pnet_virtio", "9p", "overlay", "veth", "sch_netem")
+"""A package without one of these is of no use."""
+DOWNLOAD_WAIT = 600.0
+"""Seconds for a package of about 100 MB."""
+
+
+class KernelMissing(Exception):
+    """No kernel can be had; the text says why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An unpacked kernel."""
+
+    folder: Path
+    version: str
+    """As `uname -r` says it."""
+
+    @property
+    def image(self) -> Path:
+        """What QEMU boots."""
+        return self.folder / "vmlinuz"
+
+    @property
+    def modules(self) -> Path:
+        """What is /lib/modules/VERSION in the guest."""
+        return self.folder / "lib" / "modules" / self.version
+
+    def load_order(self, *names: str) -> list[Path]:
+        """List the files of modules after those that they depend on.
+
+        Raises:
+            KernelMissing: The kernel lacks one.
+        """
+        found: dict[Path, None] = {}
+        for name in names:
+            command = ["modprobe", "--show-depends", "--ignore-install"]
+            command += ["-d", str(self.folder), "-S", self.version, name]
+            done = _run(command)
+            if done.returncode != 0:
+                text = f"kernel {self.version} has no module {name}"
+                raise KernelMissing(f"{text}: {done.stderr.strip()}")
+            for line in done.stdout.splitlines():
+                if line.startswith("insmod "):
+                    found[Path(line.split()[1])] = None
+        return list(found)
+
+
+def choose(names: Iterable[str]) -> str | None:
+    """Choose a package by its name: the newest, signed rather than unsigned.
+
+    Args:
+        names: Packages that the distribution offers, in any order.
+    """
+    found = [match for match in map(PACKAGE.fullmatch, names) if match]
+
+    def rank(match: re.Match[str]) -> tuple[int, int, bool]:
+        return int(match["patch"]), int(match["release"]), match["rest"] is None
+
+    return max(found, key=rank).group() if found else None
+
+
+def cached() -> Kernel | None:
+    """Find the newest kernel that lies in the cache."""
+    folder = cache() / "kernels"
+    found = [path for path in folder.glob("*") if (path / "complete").exists()]
+    if not found:
+        return None
+    newest = max(found, key=lambda path: _numbers(path.name))
+    return Kernel(newest, newest.name)
+
+
+def get(*, is_newest_wanted: bool = False) -> Kernel:
+    """Find a kernel in the cache, or fetch one into it.
+
+    Args:
+        is_newest_wanted: Ask the package index even when there is one.
+
+    Raises:
+        KernelMissing: None can be had.
+    """
+    named = os.environ.get("PYSMC_LAB_KERNEL")
+    if named:
+        return unpack(Path(named))
+    found = None if is_newest_wanted else cached()
+    return found or _download()
+
+
+def _download() -> Kernel:
+    if shutil.which("apt-get") is None:
+        text = "no apt-get: put the path of a Debian kernel package (6.12, amd64) into"
+        raise KernelMissing(f"{text} PYSMC_LAB_KERNEL")
+    options: list[str] = []
+    name = choose(_offered(options))
+    if name is None:
+        options = _own_lists()
+        name = choose(_offered(options))
+    if name is None:
+        text = "the package index has no linux-image-6.12.*-amd64 of Debian 12 or 13"
+        raise KernelMissing(f"{text}; run 'apt-get update' as root, or see the network")
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        # As root, apt would hand this to a user of its own, who may not write here.
+        command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root"]
+        done = _run([*command, "download", name], cwd=folder)
+        packages = list(Path(folder).glob("*.deb"))
+        if done.returncode != 0 or not packages:
+            text = f"'apt-get download {name}' failed"
+            raise KernelMissing(f"{text}: {done.stderr.strip()}")
+        return unpack(packages[0])
+
+
+def _offered(options: list[str]) -> list[str]:
+    command = ["apt-cache", *options, "pkgnames", "linux-image-6.12."]
+    return _run(command).stdout.split()
+
+
+def _own_lists() -> list[str]:
+    """Fetch the package index into the cache, which needs no privilege."""
+    own = cache() / "apt"
+    (own / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (own / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    options = ["-o", f"Dir::State::lists={own / 'lists'}", "-o", f"Dir::Cache={own}"]
+    command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root", "update"]
+    done = _run(command)
+    if done.returncode != 0:
+        raise KernelMissing(f"'apt-get update' failed: {done.stderr.strip()}")
+    return options
+
+
+def unpack(package: Path) -> Kernel:
+    """Take the image and the modules out of a package, into the cache.
+
+    Args:
+        package: A Debian package of a kernel.
+
+    Raises:
+        KernelMissing: It is none, or it lacks a module.
+    """
+    if not package.is_file():
+        raise KernelMissing(f"there is no kernel package {package}")
+    kernels = cache() / "kernels"
+    kernels.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        whole = Path(folder) / "whole"
+        done = _run(["dpkg-deb", "-x", str(package), str(whole)])
+        images = list(whole.glob("boot/vmlinuz-*"))
+        if done.returncode != 0 or not images:
+            raise KernelMissing(
+                f"{package} is no kernel package: {done.stderr.strip()}"
+            )
+        version = images[0].name.removeprefix("vmlinuz-")
+        place = kernels / version
+        if (place / "complete").exists():
+            return Kernel(place, version)
+        shutil.rmtree(place, ignore_errors=True)
+        part = Path(folder) / version
+        _keep(whole, part, version)
+        kernel = Kernel(part, version)
+        kernel.load_order(*NEEDED)
+        (part / "complete").write_text(f"{package.name}\n", encoding="utf-8")
+        part.rename(place)
+    return Kernel(place, version)
+
+
+def _keep(whole: Path, part: Path, version: str) -> None:
+    # Debian 13 has merged /lib into /usr/lib.
+    modules = next(whole.glob(f"**/lib/modules/{version}"))
+    kept = part / "lib" / "modules" / version
+    kept.mkdir(parents=True)
+    for path in modules.glob("modules.*"):
+        shutil.copy2(path, kept)
+    for pattern in KEPT:
+        for path in (modules / "kernel").glob(pattern):
+            target = kept / "kernel" / path.relative_to(modules / "kernel")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                shutil.copytree(path, target, symlinks=True)
+            else:
+                shutil.copy2(path, target)
+    shutil.copy2(whole / "boot" / f"vmlinuz-{version}", part / "vmlinuz")
+    done = _run(["depmod", "-b", str(part), version])
+    if done.returncode != 0:
+        raise KernelMissing(f"depmod failed: {done.stderr.strip()}")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _run(
+    command: list[str], cwd: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    env = {
+        **os.environ,
+        "PATH": path,
+        "LC_ALL": "C",
+        "DEBIAN_FRONTEND": "noninteractive",
+    }
+    try:
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=DOWNLOAD_WAIT,
+            check=False,
+        )
+    except FileNotFoundError:
+        return subprocess.CompletedProcess(command, 127, "", f"no {command[0]} here")
+    except subprocess.TimeoutExpired:
+        text = f"not done after {DOWNLOAD_WAIT:g} s"
+        return subprocess.CompletedProcess(command, 124, "", text)

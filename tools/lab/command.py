@@ -89,8 +89,10 @@ def _follow(guest: machine.Machine, results: Path, seconds: float) -> int:
         if is_over:
             break
         if time.monotonic() > end:
-            raise GuestDied("the command did not end within {:g} s", seconds)
+            text = "the command did not end within {:g} s"
+            raise GuestDied(text, seconds)
         time.sleep(0.1)
     if not (results / "status").exists():
-        raise GuestDied("the guest has ended; {}", guest.last_words())
+        text = "the guest has ended; {}"
+        raise GuestDied(text, guest.last_words())
     return int((results / "status").read_text(encoding="ascii"))

@@ -1,7 +1,7 @@
 """What the guest's kernel boots with: busybox, a few modules, and `guest/init`.
 
-The archive is in cpio's format "newc" (kernel: Documentation/driver-api/early-userspace/
-buffer-format.rst), written here: it holds three kinds of things only.
+The archive is in cpio's format "newc" (kernel: early-userspace/buffer-format.rst). It is
+written here, for it holds folders and files only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _parts(kernel: Kernel) -> dict[str, tuple[int, bytes]]:
     """Name -> mode and content; a folder has none."""
     busybox = shutil.which("busybox")
     assert busybox is not None, "lab.needs tells"
-    parts = {name: (stat.S_IFDIR | 0o755, b"") for name in FOLDERS}
+    parts = dict.fromkeys(FOLDERS, (stat.S_IFDIR | 0o755, b""))
     parts["bin/busybox"] = (stat.S_IFREG | 0o755, Path(busybox).read_bytes())
     parts["init"] = (stat.S_IFREG | 0o755, (HERE / "guest" / "init").read_bytes())
     names = []

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lab.errors import LabMissing
 from lab.places import cache
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ NEEDED = ("rdma_rxe", "ib_uverbs", "9pnet_virtio", "9p", "overlay", "veth", "sch
 """A package without one of these is of no use."""
 DOWNLOAD_WAIT = 600.0
 """Seconds for a package of about 100 MB."""
-
-
-class KernelMissing(Exception):
-    """No kernel can be had; the text says why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ class Kernel:
         """List the files of modules after those that they depend on.
 
         Raises:
-            KernelMissing: The kernel lacks one.
+            LabMissing: The kernel lacks one.
         """
         found: dict[Path, None] = {}
         for name in names:
@@ -70,8 +67,8 @@ class Kernel:
             command += ["-d", str(self.folder), "-S", self.version, name]
             done = _run(command)
             if done.returncode != 0:
-                text = f"kernel {self.version} has no module {name}"
-                raise KernelMissing(f"{text}: {done.stderr.strip()}")
+                text = "kernel {} has no module {}: {}"
+                raise LabMissing(text, self.version, name, done.stderr.strip())
             for line in done.stdout.splitlines():
                 if line.startswith("insmod "):
                     found[Path(line.split()[1])] = None
@@ -109,7 +106,7 @@ def get(*, is_newest_wanted: bool = False) -> Kernel:
         is_newest_wanted: Ask the package index even when there is one.
 
     Raises:
-        KernelMissing: None can be had.
+        LabMissing: None can be had.
     """
     named = os.environ.get("PYSMC_LAB_KERNEL")
     if named:
@@ -120,24 +117,24 @@ def get(*, is_newest_wanted: bool = False) -> Kernel:
 
 def _download() -> Kernel:
     if shutil.which("apt-get") is None:
-        text = "no apt-get: put the path of a Debian kernel package (6.12, amd64) into"
-        raise KernelMissing(f"{text} PYSMC_LAB_KERNEL")
+        text = "no apt-get: PYSMC_LAB_KERNEL may name a Debian package (6.12, amd64)"
+        raise LabMissing(text)
     options: list[str] = []
     name = choose(_offered(options))
     if name is None:
         options = _own_lists()
         name = choose(_offered(options))
     if name is None:
-        text = "the package index has no linux-image-6.12.*-amd64 of Debian 12 or 13"
-        raise KernelMissing(f"{text}; run 'apt-get update' as root, or see the network")
+        text = "the package index has no linux-image-6.12.*-amd64 of Debian 12 or 13; "
+        raise LabMissing(text + "PYSMC_LAB_KERNEL may name such a package")
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         # As root, apt would hand this to a user of its own, who may not write here.
         command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root"]
         done = _run([*command, "download", name], cwd=folder)
         packages = list(Path(folder).glob("*.deb"))
         if done.returncode != 0 or not packages:
-            text = f"'apt-get download {name}' failed"
-            raise KernelMissing(f"{text}: {done.stderr.strip()}")
+            text = "'apt-get download {}' failed: {}"
+            raise LabMissing(text, name, done.stderr.strip())
         return unpack(packages[0])
 
 
@@ -155,7 +152,8 @@ def _own_lists() -> list[str]:
     command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root", "update"]
     done = _run(command)
     if done.returncode != 0:
-        raise KernelMissing(f"'apt-get update' failed: {done.stderr.strip()}")
+        text = "'apt-get update' failed: {}"
+        raise LabMissing(text, done.stderr.strip())
     return options
 
 
@@ -166,10 +164,11 @@ def unpack(package: Path) -> Kernel:
         package: A Debian package of a kernel.
 
     Raises:
-        KernelMissing: It is none, or it lacks a module.
+        LabMissing: It is none, or it lacks a module.
     """
     if not package.is_file():
-        raise KernelMissing(f"there is no kernel package {package}")
+        text = "there is no kernel package {}"
+        raise LabMissing(text, package)
     kernels = cache() / "kernels"
     kernels.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
@@ -177,9 +176,8 @@ def unpack(package: Path) -> Kernel:
         done = _run(["dpkg-deb", "-x", str(package), str(whole)])
         images = list(whole.glob("boot/vmlinuz-*"))
         if done.returncode != 0 or not images:
-            raise KernelMissing(
-                f"{package} is no kernel package: {done.stderr.strip()}"
-            )
+            text = "{} is no kernel package: {}"
+            raise LabMissing(text, package, done.stderr.strip())
         version = images[0].name.removeprefix("vmlinuz-")
         place = kernels / version
         if (place / "complete").exists():
@@ -212,7 +210,8 @@ def _keep(whole: Path, part: Path, version: str) -> None:
     shutil.copy2(whole / "boot" / f"vmlinuz-{version}", part / "vmlinuz")
     done = _run(["depmod", "-b", str(part), version])
     if done.returncode != 0:
-        raise KernelMissing(f"depmod failed: {done.stderr.strip()}")
+        text = "depmod failed: {}"
+        raise LabMissing(text, done.stderr.strip())
 
 
 def _numbers(text: str) -> list[int]:

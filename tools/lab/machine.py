@@ -12,9 +12,10 @@ import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Self
 
 from lab import initramfs, kernel
+from lab.errors import GuestDied, LabError
 from lab.places import HERE, ROOT, cache
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ BOOT_WAIT = 120.0
 """Seconds until the guest must be ready; 5 to 15 are usual without KVM."""
 PROBE_WAIT = 10
 """Seconds for a kernel to say its first word with KVM."""
-
-
-class GuestDied(Exception):
-    """QEMU has ended, or the guest did not come up in time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ def prepare(results: Path, *, is_shell: bool = False) -> Setup:
         is_shell: Give a shell in place of a job.
 
     Raises:
-        kernel.KernelMissing: No kernel can be had.
+        LabMissing: No kernel can be had.
     """
     found = kernel.get()
     archive = initramfs.build(found)
@@ -129,7 +126,7 @@ def only_one(wait: float = 3600.0) -> Iterator[None]:
         wait: Seconds until somebody else's guest must have ended.
 
     Raises:
-        TimeoutError: It has not.
+        LabError: It has not.
     """
     path = Path(os.environ.get("PYSMC_LAB_LOCK") or cache() / "lock")
     end = time.monotonic() + wait
@@ -137,9 +134,8 @@ def only_one(wait: float = 3600.0) -> Iterator[None]:
         was_told = False
         while not _locked(file):
             if time.monotonic() > end:
-                raise TimeoutError(
-                    f"another guest still runs after {wait:g} s ({path})"
-                )
+                text = "another guest still runs after {:g} s ({})"
+                raise LabError(text, wait, path)
             if not was_told:
                 print(
                     f"lab: waiting for another guest to end ({path})", file=sys.stderr
@@ -180,7 +176,7 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     @property
@@ -202,9 +198,11 @@ class Machine:
         end = time.monotonic() + seconds
         while not path.exists():
             if not self.is_running and not path.exists():
-                raise GuestDied(f"the guest has ended ({self.last_words()})")
+                text = "the guest has ended ({})"
+                raise GuestDied(text, self.last_words())
             if time.monotonic() > end:
-                raise GuestDied(f"no word of the guest within {seconds:g} s")
+                text = "no word of the guest within {:g} s ({})"
+                raise GuestDied(text, seconds, self.last_words())
             time.sleep(0.05)
         return path
 

@@ -7,6 +7,8 @@ import platform
 import shutil
 from pathlib import Path
 
+from lab.errors import LabMissing
+
 PROGRAMS = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -52,10 +54,19 @@ def _pyverbs_missing() -> str:
     tag = f"cpython-{''.join(platform.python_version_tuple()[:2])}-"
     if not any(folder.glob(f"*.{tag}*.so")):
         have = platform.python_version()
-        return (
-            f"the lab needs the distribution's Python; pyverbs is not built for {have}"
-        )
+        return f"the lab needs a Python that pyverbs was built for: not {have}"
     return ""
+
+
+def check() -> None:
+    """Stop where the lab cannot run.
+
+    Raises:
+        LabMissing: It cannot.
+    """
+    why = missing()
+    if why:
+        raise LabMissing(why)
 
 
 def is_required() -> bool:

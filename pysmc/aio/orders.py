@@ -32,7 +32,7 @@ class Orders:
 
     Args:
         pump: Whose core gets the outcomes.
-        devices: By the fabric's name.
+        devices: By their names.
         links: Of each queue pair; kept up to date here.
     """
 
@@ -71,9 +71,9 @@ class Orders:
         group = link.group
         try:
             if group.role is Role.SERVER:
-                self._devices[group.fabric].check_callable()
+                self._devices[group.device].check_callable()
             if group.handle is None:
-                group.handle = self._devices[group.fabric].create_domain()
+                group.handle = self._devices[group.device].create_domain()
             pair = group.handle.create_queue_pair()
         except FabricError as error:
             self._pump.endpoint.pair_failed(

@@ -59,7 +59,7 @@ class CheckTcp:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CreateQueuePair:
-    """Create a queue pair on the device of ``link.group.fabric``.
+    """Create a queue pair on the device ``link.group.device``.
 
     Answer with `Endpoint.pair_created` or `Endpoint.pair_failed`.
     """

@@ -29,7 +29,7 @@ from smcproto.constants import OsType, PathType, rmbe_size_code
 from smcproto.diagnosis import PeerDiagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Sequence
 
     from pysmc.core.context import FabricOffer
     from pysmc.core.link import Link
@@ -45,7 +45,11 @@ class ClientNegotiator(Negotiator):
     """Handshakes of connections that this process opened."""
 
     def begin(
-        self, peer_key: Hashable, now: float, refusal: Reason | None
+        self,
+        peer_key: Hashable,
+        now: float,
+        refusal: Reason | None,
+        offers: Sequence[FabricOffer] | None,
     ) -> Handshake:
         """Start a handshake: the Proposal goes out, or a Decline in its place.
 
@@ -53,18 +57,20 @@ class ClientNegotiator(Negotiator):
             peer_key: Who is at the other end of TCP.
             now: The time in seconds.
             refusal: Why it cannot be SMC-R, when that is certain already.
+            offers: The devices that fit this connection; None is those of all.
         """
-        handshake = Handshake(Role.CLIENT, peer_key, now + self._config.handshake_wait)
+        ends_at = now + self._config.handshake_wait
+        offers = self._context.offers if offers is None else offers
+        handshake = Handshake(Role.CLIENT, peer_key, ends_at, offers)
         if refusal is not None:
             self.start(handshake, self._config.accept_wait, now)
             self.decline(handshake, refusal, now)
             return handshake
-        self.send(handshake, self._proposal())
+        self.send(handshake, self._proposal(offers))
         return self.start(handshake, self._config.accept_wait, now)
 
-    def _proposal(self) -> clc.Proposal:
+    def _proposal(self, offers: Sequence[FabricOffer]) -> clc.Proposal:
         identity = self._context.identity
-        offers = self._context.offers
         eids = tuple(dict.fromkeys(eid for offer in offers for eid in offer.eids))
         # The GID and MAC are those of a real port where there is one; the endpoint of
         # the shared-memory fabric follows from the peer ID.
@@ -112,7 +118,7 @@ class ClientNegotiator(Negotiator):
         self, handshake: Handshake, accept: clc.Accept, now: float
     ) -> None:
         handshake.version = accept.version
-        offer, problem = self._judge(accept)
+        offer, problem = self._judge(handshake, accept)
         if problem is None and accept.first_contact:
             problem = self.group_problem(
                 Role.CLIENT, accept.peer_id, handshake.peer_key
@@ -134,13 +140,15 @@ class ClientNegotiator(Negotiator):
         if not accept.first_contact:
             self.take_memory(handshake, now)
 
-    def _judge(self, accept: clc.Accept) -> tuple[FabricOffer | None, Reason | None]:
+    def _judge(
+        self, handshake: Handshake, accept: clc.Accept
+    ) -> tuple[FabricOffer | None, Reason | None]:
         """Decide whether we can follow; gives the device, or why not."""
         if accept.version != 2 or accept.v2 is None:
             text = f"The server answered in version {accept.version}."
             return None, reason("VERSION", "local", text)
         eid = accept.v2.eid
-        offer = next((o for o in self._context.offers if eid in o.eids), None)
+        offer = next((o for o in handshake.offers if eid in o.eids), None)
         if offer is None:
             text = f"The server chose {eid!r}, which was not offered."
             return None, reason("NO_COMMON_EID", "local", text)
@@ -197,8 +205,12 @@ class ClientNegotiator(Negotiator):
 
         Reference: RFC 7609 section 3.5.2.2; the S flag is sent nowhere else.
         """
+        assert handshake.offer is not None
         group, link = self._keeper.groups.link_of_accept(
-            peer_id=accept.peer_id, gid=accept.gid, qp_number=accept.qp_number
+            peer_id=accept.peer_id,
+            gid=accept.gid,
+            qp_number=accept.qp_number,
+            device=handshake.offer.device,
         )
         if group is None:
             why = reason("OUT_OF_SYNC", "local")

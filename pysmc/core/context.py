@@ -52,6 +52,14 @@ class FabricOffer:
     """6 bytes."""
     mtu_code: int
     """1-5 for 256-4096 bytes."""
+    device: str = ""
+    """Name of the device, for link groups stay on theirs; the fabric's name where that
+    has only one."""
+
+    def __post_init__(self) -> None:
+        """A fabric with one device names it too."""
+        if not self.device:
+            object.__setattr__(self, "device", self.fabric)
 
 
 @dataclass(slots=True)
@@ -60,6 +68,7 @@ class Context:
 
     identity: Identity
     offers: Sequence[FabricOffer]
+    """The devices of connections that are begun without their own."""
     config: Config
     tokens: TokenSource
     actions: list[Action] = field(default_factory=list)

@@ -20,7 +20,12 @@ from pysmc.core.actions import Action, DeregisterMemory, PublishUpdate
 from pysmc.core.client import ClientNegotiator
 from pysmc.core.context import Context, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost
-from pysmc.core.handshake import Handshake, HandshakeInput, HandshakeState
+from pysmc.core.handshake import (
+    NOTHING_ABSENT,
+    Handshake,
+    HandshakeInput,
+    HandshakeState,
+)
 from pysmc.core.keeper import Keeper
 from pysmc.core.negotiator import reason_of_status
 from pysmc.core.rmb import Rmb, RmbState, RToken
@@ -56,8 +61,8 @@ class Endpoint:
 
     Args:
         identity: Who we are.
-        offers: The devices, in order of preference. With none, every handshake has to
-            be begun with a refusal.
+        offers: The devices of connections that are begun without their own, in order of
+            preference. With none, those have to be begun with a refusal.
         config: Sizes, waits and limits.
         tokens: Where random numbers come from.
     """
@@ -121,7 +126,11 @@ class Endpoint:
     # Handshakes
 
     def connect(
-        self, peer_key: Hashable, now: float, refusal: Reason | None = None
+        self,
+        peer_key: Hashable,
+        now: float,
+        refusal: Reason | None = None,
+        offers: Sequence[FabricOffer] | None = None,
     ) -> Handshake:
         """Begin as the client; the Proposal is ordered to be sent.
 
@@ -130,11 +139,18 @@ class Endpoint:
             now: The time in seconds.
             refusal: Why it cannot be SMC-R: a Decline goes in the Proposal's place,
                 because the server expects a CLC message.
+            offers: The devices that fit this connection, in order of preference; with
+                none there has to be a refusal.
         """
-        return self._client.begin(peer_key, now, refusal)
+        return self._client.begin(peer_key, now, refusal, offers)
 
     def accept(
-        self, peer_key: Hashable, now: float, refusal: Reason | None = None
+        self,
+        peer_key: Hashable,
+        now: float,
+        refusal: Reason | None = None,
+        offers: Sequence[FabricOffer] | None = None,
+        absent: Mapping[str, Reason] = NOTHING_ABSENT,
     ) -> Handshake:
         """Begin as the server; the Proposal is awaited.
 
@@ -143,8 +159,10 @@ class Endpoint:
             now: The time in seconds.
             refusal: Why it cannot be SMC-R: the Proposal is answered with a Decline,
                 because the client sends one in any case.
+            offers: The devices that fit this connection, in order of preference.
+            absent: Why others do not fit, by the EIDs that would select them.
         """
-        return self._server.begin(peer_key, now, refusal)
+        return self._server.begin(peer_key, now, refusal, offers, absent)
 
     def receive_tcp(self, handshake: Handshake, data: bytes, now: float) -> None:
         """Take TCP bytes of a handshake, at most ``handshake.wanted`` of them."""

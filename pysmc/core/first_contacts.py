@@ -39,7 +39,7 @@ class ContactKey(NamedTuple):
     """Who the peer is on the TCP side."""
     peer_id: bytes
     """Who it says that it is, 8 bytes."""
-    fabric: str
+    device: str
     eid: str
 
 

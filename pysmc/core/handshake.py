@@ -22,14 +22,14 @@ Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pysmc.core.clc_stream import ClcStream
 from pysmc.core.machine import Table
 from pysmc.core.roles import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping, Sequence
 
     from pysmc.core.connection import Connection
     from pysmc.core.context import FabricOffer
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLIENT",
+    "NOTHING_ABSENT",
     "SERVER",
     "Handshake",
     "HandshakeInput",
@@ -179,6 +180,10 @@ _READING = frozenset(
 )
 
 
+NOTHING_ABSENT: Final[Mapping[str, Reason]] = {}
+"""Every device of ours fits the connection."""
+
+
 class Proposed(NamedTuple):
     """What is kept of a Proposal: whoever stalls behind it costs little."""
 
@@ -202,10 +207,13 @@ class Handshake:
         peer_key: Who is at the other end of it.
         ends_at: When the whole handshake has to be over, in seconds of the caller's
             clock.
+        offers: The devices that this connection may use, in order of preference.
+        absent: Why a device is not among them, by the EIDs that would select it.
     """
 
     __slots__ = (
         "__weakref__",
+        "absent",
         "accept",
         "answer_by",
         "confirmed_at",
@@ -218,6 +226,7 @@ class Handshake:
         "handle",
         "link",
         "offer",
+        "offers",
         "peer_key",
         "problem",
         "proposed",
@@ -229,7 +238,14 @@ class Handshake:
         "version",
     )
 
-    def __init__(self, role: Role, peer_key: Hashable, ends_at: float) -> None:
+    def __init__(
+        self,
+        role: Role,
+        peer_key: Hashable,
+        ends_at: float,
+        offers: Sequence[FabricOffer] = (),
+        absent: Mapping[str, Reason] = NOTHING_ABSENT,
+    ) -> None:
         self.role = role
         self.peer_key = peer_key
         self.ends_at = ends_at
@@ -251,6 +267,10 @@ class Handshake:
         self.refusal: Reason | None = None
         self.proposed: Proposed | None = None
         self.accept: clc.Accept | None = None
+        # The devices that fit this connection, in order of preference.
+        self.offers = offers
+        # EIDs that would select a device of ours, which this connection cannot have.
+        self.absent = absent
         self.offer: FabricOffer | None = None
         self.eid = ""
         self.group: LinkGroup | None = None

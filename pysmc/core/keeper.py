@@ -86,6 +86,7 @@ class Keeper:
             peer_id=peer_id,
             peer_key=peer_key,
             fabric=offer.fabric,
+            device=offer.device,
             eid=eid,
             release=release,
             max_connections=max_connections,

@@ -36,6 +36,7 @@ class LinkGroup:
         peer_id: The peer's ID, 8 bytes.
         peer_key: Who the peer was on the TCP side; a peer ID is only a claim.
         fabric: Name of the fabric.
+        device: Name of the device, which is one of that fabric.
         eid: The EID that was agreed on.
         release: 0 for version 2.0, 1 for 2.1.
         max_connections: Negotiated, 16-255.
@@ -51,6 +52,7 @@ class LinkGroup:
         peer_id: bytes,
         peer_key: Hashable,
         fabric: str,
+        device: str,
         eid: str,
         release: int,
         max_connections: int,
@@ -62,6 +64,7 @@ class LinkGroup:
         self.peer_id = peer_id
         self.peer_key = peer_key
         self.fabric = fabric
+        self.device = device
         self.eid = eid
         self.release = release
         self.max_connections = max_connections
@@ -151,6 +154,7 @@ class GroupTable:
         peer_id: bytes,
         peer_key: Hashable,
         fabric: str,
+        device: str,
         eid: str,
         release: int,
         max_connections: int,
@@ -163,6 +167,7 @@ class GroupTable:
             peer_id=peer_id,
             peer_key=peer_key,
             fabric=fabric,
+            device=device,
             eid=eid,
             release=release,
             max_connections=max_connections,
@@ -194,7 +199,7 @@ class GroupTable:
         return sum(group.peer_key == peer_key for group in of_peer)
 
     def reusable_by_server(
-        self, *, peer_id: bytes, peer_key: Hashable, gid: bytes, fabric: str, eid: str
+        self, *, peer_id: bytes, peer_key: Hashable, gid: bytes, device: str, eid: str
     ) -> LinkGroup | None:
         """Find a group that a Proposal's connection can join.
 
@@ -208,7 +213,7 @@ class GroupTable:
             if (
                 group.has_room
                 and group.peer_key == peer_key
-                and group.fabric == fabric
+                and group.device == device
                 and group.eid == eid
                 and link is not None
                 and link.remote is not None
@@ -218,9 +223,15 @@ class GroupTable:
         return None
 
     def link_of_accept(
-        self, *, peer_id: bytes, gid: bytes, qp_number: int
+        self, *, peer_id: bytes, gid: bytes, qp_number: int, device: str
     ) -> tuple[LinkGroup | None, Link | None]:
         """Find the group and the link that a server's reuse Accept names.
+
+        Args:
+            peer_id: The server's, 8 bytes.
+            gid: The server's, 16 bytes.
+            qp_number: The server's, 24 bits.
+            device: Ours that the connection is to use.
 
         Returns:
             (None, None) when no group fits: the ends are out of sync. (group, None)
@@ -238,6 +249,7 @@ class GroupTable:
                 remote = link.remote
                 if (
                     link.is_active
+                    and group.device == device
                     and remote is not None
                     and remote.gid == gid
                     and remote.qp_number == qp_number

@@ -37,7 +37,7 @@ from smcproto.constants import OsType, rmbe_size_code
 from smcproto.diagnosis import PeerDiagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Mapping, Sequence
 
     from pysmc.core.context import Context, FabricOffer
     from pysmc.core.keeper import Keeper
@@ -61,7 +61,12 @@ class ServerNegotiator(Negotiator):
         self._first_contacts = FirstContacts()
 
     def begin(
-        self, peer_key: Hashable, now: float, refusal: Reason | None
+        self,
+        peer_key: Hashable,
+        now: float,
+        refusal: Reason | None,
+        offers: Sequence[FabricOffer] | None,
+        absent: Mapping[str, Reason],
     ) -> Handshake:
         """Start a handshake: the Proposal is awaited.
 
@@ -69,8 +74,13 @@ class ServerNegotiator(Negotiator):
             peer_key: Who is at the other end of TCP.
             now: The time in seconds.
             refusal: What the Proposal is answered with, when it cannot be SMC-R.
+            offers: The devices that fit this connection; None is those of all.
+            absent: What a Proposal is answered with that names only EIDs of devices
+                which this connection cannot have.
         """
-        handshake = Handshake(Role.SERVER, peer_key, now + self._config.handshake_wait)
+        ends_at = now + self._config.handshake_wait
+        offers = self._context.offers if offers is None else offers
+        handshake = Handshake(Role.SERVER, peer_key, ends_at, offers, absent)
         handshake.refusal = refusal
         return self.start(handshake, self._config.proposal_wait, now)
 
@@ -105,12 +115,9 @@ class ServerNegotiator(Negotiator):
             self.decline(handshake, problem, now)
             return
         assert proposal.v2 is not None
-        offer, eid = self._choose(proposal.v2.eids)
+        offer, eid = _choose(handshake.offers, proposal.v2.eids)
         if offer is None:
-            offered = ", ".join(proposal.v2.eids) or "none"
-            text = f"The client offered {offered}."
-            code = None if proposal.v2.eids else PeerDiagnosis.NO_UEID
-            why = reason("NO_COMMON_EID", "local", text, code=code)
+            why = _no_device(handshake.absent, proposal.v2.eids)
             self.decline(handshake, why, now)
             return
         handshake.proposed = _kept(proposal, proposal.v2, offer)
@@ -136,20 +143,12 @@ class ServerNegotiator(Negotiator):
                 return reason("RELEASE", "local", text, code=code)
         return None
 
-    def _choose(self, eids: tuple[str, ...]) -> tuple[FabricOffer | None, str]:
-        """Take the client's first EID that is ours too; it selects the fabric."""
-        for eid in eids:
-            for offer in self._context.offers:
-                if eid in offer.eids:
-                    return offer, offer.eids[offer.eids.index(eid)]
-        return None, ""
-
     def _key(self, handshake: Handshake) -> ContactKey:
         proposed, offer = handshake.proposed, handshake.offer
         assert proposed is not None
         assert offer is not None
         return ContactKey(
-            handshake.peer_key, proposed.peer_id, offer.fabric, handshake.eid
+            handshake.peer_key, proposed.peer_id, offer.device, handshake.eid
         )
 
     def _decide(self, handshake: Handshake, now: float) -> None:
@@ -161,7 +160,7 @@ class ServerNegotiator(Negotiator):
             peer_id=proposed.peer_id,
             peer_key=handshake.peer_key,
             gid=proposed.gid,
-            fabric=offer.fabric,
+            device=offer.device,
             eid=handshake.eid,
         )
         if group is not None and group.active_link is not None:
@@ -458,6 +457,27 @@ class ServerNegotiator(Negotiator):
             AssertionError: Somebody does; a fault of ours.
         """
         self._first_contacts.check()
+
+
+def _choose(
+    offers: Sequence[FabricOffer], eids: tuple[str, ...]
+) -> tuple[FabricOffer | None, str]:
+    """Take the client's first EID that is ours too; it selects the device."""
+    for eid in eids:
+        for offer in offers:
+            if eid in offer.eids:
+                return offer, offer.eids[offer.eids.index(eid)]
+    return None, ""
+
+
+def _no_device(absent: Mapping[str, Reason], eids: tuple[str, ...]) -> Reason:
+    """Say why none of the client's EIDs selects a device."""
+    for eid in eids:
+        if eid in absent:
+            return absent[eid]
+    text = f"The client offered {', '.join(eids) or 'none'}."
+    code = None if eids else PeerDiagnosis.NO_UEID
+    return reason("NO_COMMON_EID", "local", text, code=code)
 
 
 def _kept(

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pysmc.config import KIB, Config
 from pysmc.core.endpoint import Endpoint, FabricOffer, Identity
 from pysmc.core.events import Established
+from pysmc.core.handshake import NOTHING_ABSENT
 from pysmc.testing.pair_ends import PairEnd
 from pysmc.testing.pair_wire import (
     CountingTokens,
@@ -37,7 +38,7 @@ from pysmc.testing.pair_wire import (
 from smcproto import clc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from pysmc.core.actions import Action
     from pysmc.core.connection import Connection
@@ -151,6 +152,9 @@ class CorePair:
         *,
         client_refusal: Reason | None = None,
         server_refusal: Reason | None = None,
+        offers: Sequence[FabricOffer] | None = None,
+        server_offers: Sequence[FabricOffer] | None = None,
+        server_absent: Mapping[str, Reason] = NOTHING_ABSENT,
     ) -> tuple[Handshake, Handshake]:
         """Begin a handshake on a new TCP connection; nothing is delivered yet.
 
@@ -159,6 +163,9 @@ class CorePair:
             peer_key: What both ends are told of who is at the other end.
             client_refusal: Why the opener cannot do SMC-R.
             server_refusal: Why the other end cannot.
+            offers: The opener's devices for this connection; None is those of all.
+            server_offers: The same of the other end.
+            server_absent: Why EIDs of the other end do not count for this connection.
 
         Returns:
             The opener's handshake and the other end's.
@@ -169,9 +176,11 @@ class CorePair:
         there, here = TcpEnd(number, opener), TcpEnd(number, accepter)
         opener.tcp.append(there)
         accepter.tcp.append(here)
-        server = accepter.endpoint.accept(peer_key, self.now, server_refusal)
+        server = accepter.endpoint.accept(
+            peer_key, self.now, server_refusal, server_offers, server_absent
+        )
         here.join(there, server)
-        client = opener.endpoint.connect(peer_key, self.now, client_refusal)
+        client = opener.endpoint.connect(peer_key, self.now, client_refusal, offers)
         there.join(here, client)
         self.settle(opener)
         return client, server

@@ -20,6 +20,7 @@ def add(table: GroupTable, role: Role = Role.SERVER, **changes: Any) -> LinkGrou
         "peer_id": PEER,
         "peer_key": "host",
         "fabric": "sim",
+        "device": "sim",
         "eid": "EID",
         "release": 1,
         "max_connections": 16,
@@ -45,7 +46,7 @@ def reusable(table: GroupTable, **changes: Any) -> LinkGroup | None:
         "peer_id": PEER,
         "peer_key": "host",
         "gid": GID,
-        "fabric": "sim",
+        "device": "sim",
         "eid": "EID",
     }
     return table.reusable_by_server(**(values | changes))
@@ -69,7 +70,7 @@ def test_a_server_finds_the_group_of_a_proposal(table: GroupTable) -> None:
         {"peer_id": b"peer-id2"},
         {"peer_key": "other"},
         {"gid": bytes(16)},
-        {"fabric": "shm"},
+        {"device": "sim 2"},
         {"eid": "OTHER"},
     ],
 )
@@ -96,7 +97,12 @@ def test_a_group_without_room_is_passed_over(table: GroupTable) -> None:
 
 
 def accepted(table: GroupTable, **changes: Any) -> Any:
-    values: dict[str, Any] = {"peer_id": PEER, "gid": GID, "qp_number": 0x111}
+    values: dict[str, Any] = {
+        "peer_id": PEER,
+        "gid": GID,
+        "qp_number": 0x111,
+        "device": "sim",
+    }
     return table.link_of_accept(**(values | changes))
 
 
@@ -107,7 +113,9 @@ def test_a_client_finds_the_link_of_an_accept(table: GroupTable) -> None:
     assert accepted(table) == (group, group.links[0])
 
 
-@pytest.mark.parametrize("changes", [{"gid": bytes(16)}, {"qp_number": 0x222}])
+@pytest.mark.parametrize(
+    "changes", [{"gid": bytes(16)}, {"qp_number": 0x222}, {"device": "sim 2"}]
+)
 def test_the_group_without_the_link(table: GroupTable, changes: dict[str, Any]) -> None:
     group = add(table, Role.CLIENT)
     assert accepted(table, **changes) == (group, None)

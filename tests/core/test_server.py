@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +15,9 @@ from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair, make_offer
 from smcproto import clc, llc
 from smcproto.constants import PathType
+
+if TYPE_CHECKING:
+    from pysmc.core.endpoint import FabricOffer
 
 
 def propose(pair: CorePair, **changes: Any) -> FellBack:
@@ -123,6 +126,65 @@ def test_the_clients_first_eid_that_is_ours_selects_the_device() -> None:
     _, server = pair.establish()
     assert (server.group.fabric, server.group.eid) == ("shm", "HERE")
     assert server.link.local.gid == offers[1].gid
+
+
+def _two_ports() -> list[FabricOffer]:
+    return [
+        replace(make_offer(number, "verbs", "LAN"), device=f"verbs {number}")
+        for number in (1, 2)
+    ]
+
+
+def test_a_connection_uses_the_device_of_its_own_route() -> None:
+    ours, theirs = _two_ports(), _two_ports()
+    pair = CorePair(offers=(make_offer(9, "shm", "HERE"),))
+    groups = []
+    for number in (0, 1, 0, 1):
+        client, server = pair.connect(
+            offers=ours[number : number + 1], server_offers=theirs[number : number + 1]
+        )
+        pair.drive()
+        for end, offers in ((client, ours), (server, theirs)):
+            connection = pair.connection(end)
+            assert connection.group.device == f"verbs {number + 1}"
+            assert connection.link.local.gid == offers[number].gid
+        groups.append(pair.connection(server).group.number)
+    assert groups == [1, 2, 1, 2], "a group stays on its device"
+
+
+def test_the_same_peer_at_another_port_of_ours_makes_another_group() -> None:
+    pair = CorePair()
+    theirs = _two_ports()
+    groups = set()
+    for offer in theirs:
+        client, server = pair.connect(
+            offers=(make_offer(7, "verbs", "LAN"),), server_offers=(offer,)
+        )
+        pair.drive()
+        groups.add(pair.connection(server).group)
+        assert pair.connection(client).link.remote.gid == offer.gid
+    assert {group.device for group in groups} == {"verbs 1", "verbs 2"}
+
+
+@pytest.mark.parametrize("here", [(), (make_offer(9, "shm", "HERE"),)])
+def test_an_eid_without_a_device_on_this_route_is_declined_with_its_reason(
+    here: tuple[FabricOffer, ...],
+) -> None:
+    pair = CorePair()
+    why = reason("NO_DEVICE", "local", "Network device lo carries the connection.")
+    client, server = pair.connect(
+        offers=(make_offer(7, "verbs", "OTHER", "LAN"),),
+        server_offers=here,
+        server_absent={"LAN": why},
+    )
+    pair.drive()
+    verdict = pair.verdict(server)
+    assert isinstance(verdict, FellBack)
+    assert verdict.reason is why
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, FellBack)
+    assert (verdict.reason.name, verdict.reason.side) == ("PEER_DECLINED", "peer")
+    assert verdict.reason.peer_code == why.code
 
 
 def test_a_decline_in_place_of_the_proposal_is_a_fallback() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pysmc import config
+from pysmc.cli.checks.catalogue import CHECKS, FABRICS
 from pysmc.reasons import REASONS
 
 if TYPE_CHECKING:
@@ -91,6 +92,20 @@ def reasons_table(*, advice: bool) -> str:
     return "\n".join(rows)
 
 
+def doctor_table(area: str) -> str:
+    """Render the checks of an area: "shm", "verbs", or "" for all other ones."""
+    rows = [
+        "| check | what is looked at | when it is not ok | what to do |",
+        "|---|---|---|---|",
+    ]
+    for item in CHECKS:
+        head = item.name.partition(".")[0]
+        if area == (head if head in FABRICS else ""):
+            cells = [f"`{item.name}`", item.looks_at, item.means, item.remedy]
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def long_runs_table() -> str:
     """Render the reports of the long runs, one row each."""
     rows = [
@@ -138,6 +153,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": lambda: demands_table("fault"),
     **{f"demands-{name}": partial(demands_table, "demand", name) for name in SECTIONS},
     "long-runs": long_runs_table,
+    "doctor-machine": lambda: doctor_table(""),
+    **{f"doctor-{name}": partial(doctor_table, name) for name in FABRICS},
 }
 
 

@@ -1,0 +1,13 @@
+"""All checks of the doctor, in the order in which it looks."""
+
+from __future__ import annotations
+
+from pysmc.cli.checks import discovery, shm, system
+
+__all__ = ["CHECKS", "FABRICS"]
+
+CHECKS = (*system.CHECKS, *shm.CHECKS, *discovery.CHECKS)
+"""Every check; what a later one needs comes first."""
+
+FABRICS = ("shm", "verbs")
+"""The fabrics that get a verdict: their checks begin with their name and a dot."""

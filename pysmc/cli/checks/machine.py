@@ -1,0 +1,111 @@
+"""The machine as the checks see it: files, environment, limits, users.
+
+Everything that a test has to fake goes through this object; what a check tries for real
+(a socket, shared memory) it tries itself. Decides nothing.
+
+Source: proc(5), sysfs(5), capabilities(7), cgroups(7).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pysmc.config import Config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["KIB", "MIB", "Machine", "size"]
+
+KIB = 1024
+MIB = 1024 * KIB
+TEXT_BYTES = 64 * KIB
+"""Most that is read of one file of /proc or /sys."""
+
+
+def _open_error(path: Path) -> str:
+    """Open a device for reading and writing; tells what went wrong, or nothing."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What is looked at; by default this machine and this process."""
+
+    root: Path = Path("/")
+    """Where /proc, /sys, /dev, /etc and so on are."""
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    """The environment variables."""
+    system: str = field(default_factory=platform.system)
+    """The kernel's name, "Linux"."""
+    release: str = field(default_factory=platform.release)
+    """The kernel's release, for example "6.12.41+deb12-amd64"."""
+    architecture: str = field(default_factory=platform.machine)
+    """The machine's kind, for example "x86_64"."""
+    euid: int = field(default_factory=os.geteuid)
+    """The effective user."""
+    limit: Callable[[int], tuple[int, int]] = resource.getrlimit
+    """Gives the soft and the hard limit of a resource of `resource`."""
+    open_error: Callable[[Path], str] = _open_error
+    """Tells why a device cannot be opened for reading and writing; empty if it can."""
+    peer: str = ""
+    """A peer that was asked about, as host."""
+
+    def path(self, name: str) -> Path:
+        """Find an absolute name on this machine."""
+        return self.root / name.lstrip("/")
+
+    def text(self, name: str) -> str | None:
+        """Read a small file, without blanks at its ends; None when it cannot be."""
+        try:
+            with self.path(name).open("rb") as file:
+                return file.read(TEXT_BYTES).decode("utf-8", "replace").strip()
+        except OSError:
+            return None
+
+    def number(self, name: str) -> int | None:
+        """Read a whole number; None when there is none ("max" is none, too)."""
+        try:
+            return int(self.text(name) or "")
+        except ValueError:
+            return None
+
+    def names(self, folder: str) -> list[str]:
+        """List what a folder has; nothing when it is not there."""
+        try:
+            return sorted(os.listdir(self.path(folder)))
+        except OSError:
+            return []
+
+    def has_capability(self, bit: int) -> bool:
+        """Tell whether the process has a capability of capabilities(7), by its bit."""
+        for line in (self.text("/proc/self/status") or "").splitlines():
+            key, _, value = line.partition(":")
+            if key == "CapEff":
+                return bool(int(value, 16) >> bit & 1)
+        return False
+
+    @property
+    def config(self) -> Config:
+        """The configuration of the environment; the defaults when it is not valid."""
+        try:
+            return Config.from_env(self.environ)
+        except ValueError:
+            return Config()
+
+
+def size(count: int) -> str:
+    """Say a number of bytes in words: "16 KiB"."""
+    for unit, name in ((1024 * MIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.4g} {name}"
+    return f"{count} bytes"

@@ -1,0 +1,46 @@
+"""What the scenarios of the lab share."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+
+
+def _load(name: str) -> None:
+    """Load a helper under the name that test modules import."""
+    qualified = f"tests.lab.{name}"
+    if qualified not in sys.modules:
+        spec = importlib.util.spec_from_file_location(qualified, HERE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+
+
+for _name in ("network_faults", "streaming", "measuring", "ends"):
+    _load(_name)
+
+from tests.lab.ends import Ends, Place  # noqa: E402  # loaded just now
+
+
+@pytest.fixture
+def place() -> Place:
+    """Where the two ends are."""
+    return Place.here()
+
+
+@pytest.fixture
+def ends(place) -> Iterator[Ends]:
+    """Start ends; see `tests.lab.ends`."""
+    with Ends(place) as started:
+        yield started

@@ -27,7 +27,7 @@ def _load(name: str) -> None:
         spec.loader.exec_module(module)
 
 
-for _name in ("network_faults", "streaming", "measuring", "ends"):
+for _name in ("capture", "network_faults", "streaming", "measuring", "ends"):
     _load(_name)
 
 from tests.lab.ends import Ends, Place  # noqa: E402  # loaded just now

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 HELP = "compare shm with asyncio TCP and uvloop TCP on loopback"
 
+HOST = "127.0.0.1"
 BASE = "asyncio-tcp"
 CONFIGS = (BASE, "uvloop-tcp", "pysmc-shm")
 CELLS: dict[str, dict[str, Any]] = {
@@ -115,10 +116,10 @@ def _pair(config: str, *, pin: bool) -> Iterator[subprocess.Popen[str]]:
     with contextlib.ExitStack() as stack:
         cpus = sorted(os.sched_getaffinity(0)) if pin else []
         places = (str(cpus[0]), str(cpus[-1])) if pin else ("-", "-")
-        server = _start(stack, "server", config, places[0])
+        server = _start(stack, "server", config, places[0], HOST)
         assert server.stdout is not None
         port = server.stdout.readline().strip()
-        client = _start(stack, "client", config, places[1], port)
+        client = _start(stack, "client", config, places[1], HOST, port, HOST)
         yield client
 
 

@@ -1,9 +1,10 @@
 """One end of a benchmark: an echo and sink server, or the client that times it.
 
-``server CONFIG`` prints its port and serves until standard input ends. ``client CONFIG
-PORT`` reads one JSON cell a line from standard input and prints one JSON result a line.
-CONFIG is asyncio-tcp, uvloop-tcp or pysmc-shm; it decides the loop and nothing else, so
-that every configuration runs the same protocol code.
+``server CONFIG CPU HOST`` prints its port and serves until standard input ends.
+``client CONFIG CPU HOST PORT LOCAL`` reads one JSON cell a line from standard input and
+prints one JSON result a line. CONFIG is asyncio-tcp, uvloop-tcp, or pysmc-shm and the
+like; it decides the loop and nothing else, so that every configuration runs the same
+protocol code. What a pysmc loop does stands in the environment. CPU is "-" for any.
 
 Method: ``performance`` notes in benchmarks/README.md.
 """
@@ -17,12 +18,11 @@ import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-HOST = "127.0.0.1"
 ECHO, SINK = b"E", b"S"
 HEADER_BYTES = 8
 WARM_UP_BYTES = 8 << 20
@@ -36,7 +36,7 @@ def loop_factory(config: str) -> Callable[[], asyncio.AbstractEventLoop]:
         import uvloop
 
         return uvloop.new_event_loop
-    if config == "pysmc-shm":
+    if config.startswith("pysmc-"):
         import pysmc
 
         return pysmc.new_event_loop
@@ -153,19 +153,29 @@ class Client(asyncio.Protocol):
         return time.perf_counter() - start
 
 
-async def connect(port: int, kind: bytes) -> Client:
+class Place(NamedTuple):
+    """Where a client connects to, and from where."""
+
+    host: str
+    port: int
+    local: str
+
+
+async def connect(place: Place, kind: bytes) -> Client:
     """Open a connection and say what it is for."""
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(Client, HOST, port)
+    _, client = await loop.create_connection(
+        Client, place.host, place.port, local_addr=(place.local, 0)
+    )
     client.transport.write(kind)
     return client
 
 
-async def run_cell(port: int, cell: dict[str, Any]) -> dict[str, Any]:
+async def run_cell(place: Place, cell: dict[str, Any]) -> dict[str, Any]:
     """Run one cell and give its figures."""
     cpu = time.process_time()
     if cell["test"] == "latency":
-        client = await connect(port, ECHO)
+        client = await connect(place, ECHO)
         await client.ping(cell["size"], cell["count"] // 10)
         times = sorted(await client.ping(cell["size"], cell["count"]))
         figures = {
@@ -173,43 +183,47 @@ async def run_cell(port: int, cell: dict[str, Any]) -> dict[str, Any]:
             "p99_us": times[len(times) * 99 // 100] * 1e6,
         }
     else:
-        client = await connect(port, SINK)
+        client = await connect(place, SINK)
         await client.stream(cell["size"], cell["total"] // 8)
         seconds = await client.stream(cell["size"], cell["total"])
         figures = {"gb_per_s": cell["total"] / seconds / 1e9}
     info = client.transport.get_extra_info("smc")
     client.transport.close()
-    mode = "tcp" if info is None else info.mode
-    return {**figures, "mode": mode, "cpu_s": time.process_time() - cpu}
+    mode, fabric = ("tcp", None) if info is None else (info.mode, info.fabric)
+    cpu = time.process_time() - cpu
+    return {**figures, "mode": mode, "fabric": fabric, "cpu_s": cpu}
 
 
-async def serve() -> None:
+async def serve(host: str) -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Server, HOST, 0)
+    server = await loop.create_server(Server, host, 0)
     print(server.sockets[0].getsockname()[1], flush=True)
     async with server:
         await loop.run_in_executor(None, sys.stdin.read)
 
 
-async def take_cells(port: int) -> None:
+async def take_cells(place: Place) -> None:
     """Run cells until standard input ends."""
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         cell = json.loads(line)
-        result = await run_cell(port, cell)
+        result = await run_cell(place, cell)
         print(json.dumps(result), flush=True)
 
 
 def main() -> None:
     """Be the end that the arguments name."""
-    role, config, cpu = sys.argv[1:4]
+    role, config, cpu, host = sys.argv[1:5]
     if cpu != "-":
         os.sched_setaffinity(0, {int(cpu)})
     # A fresh process pays an mmap for each of asyncio's 256 KiB reads until it has
     # once freed a large block; that is glibc's doing and not what is compared.
     del [bytearray(WARM_UP_BYTES)][:]
-    work = serve() if role == "server" else take_cells(int(sys.argv[4]))
+    if role == "server":
+        work = serve(host)
+    else:
+        work = take_cells(Place(host, int(sys.argv[5]), sys.argv[6]))
     with asyncio.Runner(loop_factory=loop_factory(config)) as runner:
         runner.run(work)
 

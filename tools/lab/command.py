@@ -49,8 +49,8 @@ def _kernel(*, is_newest_wanted: bool) -> int:
 
 
 def _shell() -> int:
-    results = new_results()
     with machine.only_one():
+        results = new_results()
         setup = machine.prepare(results, is_shell=True)
         print(f"Results: {results}", file=sys.stderr)
         with machine.Machine(setup, 24 * 3600) as guest:
@@ -59,11 +59,10 @@ def _shell() -> int:
 
 
 def _run(command: str, seconds: float) -> int:
-    results = new_results()
-    python = f"{sys.prefix}/bin"
-    job = f'cd "{ROOT}"\nexport PATH="{python}:$PATH"\n{command}\n'
-    (results / "job").write_text(job, encoding="utf-8")
+    job = f'cd "{ROOT}"\nexport PATH="{sys.prefix}/bin:$PATH"\n{command}\n'
     with machine.only_one():
+        results = new_results()
+        (results / "job").write_text(job, encoding="utf-8")
         setup = machine.prepare(results)
         with machine.Machine(setup, seconds + machine.BOOT_WAIT) as guest:
             guest.wait("ready", machine.BOOT_WAIT)

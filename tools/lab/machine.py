@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Self
 
 from lab import initramfs, kernel
-from lab.errors import GuestDied, LabError
+from lab.errors import GuestDied
 from lab.places import HERE, ROOT, cache
 
 if TYPE_CHECKING:
@@ -119,37 +119,19 @@ def _kvm_works(found: kernel.Kernel) -> bool:
 
 
 @contextmanager
-def only_one(wait: float = 3600.0) -> Iterator[None]:
+def only_one() -> Iterator[None]:
     """Hold the lock of the lab: a second guest would only make both slow.
 
-    Args:
-        wait: Seconds until somebody else's guest must have ended.
-
-    Raises:
-        LabError: It has not.
+    Waits as long as somebody else's guest runs, which has a limit of its own.
     """
     path = Path(os.environ.get("PYSMC_LAB_LOCK") or cache() / "lock")
-    end = time.monotonic() + wait
     with path.open("a+", encoding="ascii") as file:
-        was_told = False
-        while not _locked(file):
-            if time.monotonic() > end:
-                text = "another guest still runs after {:g} s ({})"
-                raise LabError(text, wait, path)
-            if not was_told:
-                print(
-                    f"lab: waiting for another guest to end ({path})", file=sys.stderr
-                )
-                was_told = True
-            time.sleep(0.5)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"lab: waiting for another guest's end ({path})", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _locked(file: IO[str]) -> bool:
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    return False
 
 
 class Machine:
@@ -162,15 +144,21 @@ class Machine:
 
     def __init__(self, setup: Setup, limit: float) -> None:
         self.setup = setup
+        with (setup.results / "qemu.log").open("wb") as log:
+            self._process = self._start(limit, log)
+
+    def _start(self, limit: float, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """QEMU ends with us, with the time, and with the process that counts that."""
+        setup = self.setup
         end_with_us = ["setpriv", "--pdeathsig"]
-        self._process = subprocess.Popen(
+        return subprocess.Popen(
             [
                 *end_with_us, "TERM", "timeout", "--foreground", "--kill-after=5",
                 str(int(limit)), *end_with_us, "KILL", *setup.command(),
             ],
             stdin=None if setup.is_shell else subprocess.DEVNULL,
             stdout=None if setup.is_shell else subprocess.DEVNULL,
-            stderr=(setup.results / "qemu.log").open("wb"),
+            stderr=log,
         )  # fmt: skip
 
     def __enter__(self) -> Self:

@@ -237,7 +237,7 @@ class VerbsDomain(ProtectionDomain):
         self._finish()
 
     def _finish(self) -> None:
-        if self._open or self._pairs or self.device.forked:
+        if self._open or self._pairs or self._regions or self.device.forked:
             return
         for region in self._undead:
             region.deregister()

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pysmc.config import Config
 from pysmc.disposal import wait_unmapped
 from pysmc.fabric.base import UpdateCodec
 from pysmc.fabric.shm import ShmDevice
 from pysmc.fabric.sim import SimNetwork
+from pysmc.fabric.verbs import VerbsDevice
 from smcproto import cdc
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pysmc.fabric.base import Device
     from pysmc.fabric.shm import ShmDomain
     from pysmc.testing.conformance import MakePair
+    from tests.fabric.fake_verbs import World
     from tests.fabric.rawpeer import RawPeer
 
     Pair = tuple[Device, Device, Callable[[], object]]
@@ -52,6 +55,7 @@ _load("hostile_lines")
 _load("hostile_catalogue")
 _load("hostile_memory")
 _load("hostile_lies")
+_load("fake_verbs")
 
 
 def _remote_device() -> Device:
@@ -146,3 +150,37 @@ def make_sim_pair(request: pytest.FixtureRequest) -> MakePair:
         newest_only=request.param == "newest_only",
         auto=request.param == "auto",
     )
+
+
+@contextmanager
+def verbs_pair() -> Iterator[Pair]:
+    fake = _load("fake_verbs")
+    world: World = fake.World()
+    codec = UpdateCodec(cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe")
+    libraries = [world.device(number) for number in (1, 2)]
+    finders = [fake.FakeFinder(world) for _ in libraries]
+    devices = [
+        VerbsDevice(
+            fake.make_port(number),
+            codec=codec,
+            config=Config(),
+            verbs=verbs,
+            finder=finder,
+        )
+        for number, verbs, finder in zip((1, 2), libraries, finders, strict=True)
+    ]
+    try:
+        yield devices[0], devices[1], world.run
+    finally:
+        for device in devices:
+            device.close()
+    for verbs, finder, device in zip(libraries, finders, devices, strict=True):
+        assert verbs.is_closed
+        assert not finder.is_open
+        assert not device.count.bytes
+
+
+@pytest.fixture
+def make_verbs_pair() -> MakePair:
+    """Two verbs devices on an imitation of the verbs library."""
+    return verbs_pair

@@ -30,6 +30,11 @@ def test_sim(check: Check, make_sim_pair: MakePair) -> None:
     check(make_sim_pair)
 
 
+@by_name
+def test_verbs_on_an_imitated_library(check: Check, make_verbs_pair: MakePair) -> None:
+    check(make_verbs_pair)
+
+
 @pytest.mark.parametrize(
     "check",
     [check for name, check in CHECKS if name in REMOTE_CHECKS],

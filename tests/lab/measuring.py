@@ -247,7 +247,9 @@ class Measuring(Obedience):
                 "tasks": len(asyncio.all_tasks()),
                 "groups": len(driver.endpoint.groups),
                 "transports": len(driver.transports),
-                "pinned": sum(getattr(one, "pinned", 0) for one in driver.devices),
+                "pinned": sum(
+                    one.count.bytes for one in driver.devices if one.fabric == "verbs"
+                ),
             },
             "blocks": sys.getallocatedblocks(),
             "heap": _heap_in_use(),

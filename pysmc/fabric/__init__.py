@@ -15,8 +15,26 @@ if TYPE_CHECKING:
     from pysmc.config import Config
     from pysmc.fabric.base import Device, UpdateCodec
     from pysmc.fabric.verbs_ports import RdmaPort
+    from pysmc.fabric.verbs_route import PortFinder
 
-__all__ = ["open_device"]
+__all__ = ["open_device", "open_finder"]
+
+
+def open_finder(name: str, config: Config) -> PortFinder | None:
+    """Give what finds the port of each connection, where a fabric has many devices.
+
+    Args:
+        name: "shm" or "verbs".
+        config: Which RDMA device to use, and the EIDs.
+
+    Returns:
+        None for a fabric with one device, which `open_device` opens.
+    """
+    if name != "verbs":
+        return None
+    from pysmc.fabric.verbs_route import PortFinder
+
+    return PortFinder(config)
 
 
 def open_device(
@@ -41,7 +59,6 @@ def open_device(
         FabricUnavailable: There is no such device here; the text says what is missing.
         FabricError: Status ``NO_MEMORY``: there is, but no descriptors are left.
     """
-    del codec, port
     operation = f"open the {name} fabric"
     if name == "shm":
         if not hasattr(os, "memfd_create") or not hasattr(os, "eventfd"):
@@ -50,6 +67,10 @@ def open_device(
         from pysmc.fabric.shm import ShmDevice
 
         return ShmDevice(peer_id, allowed_uids=config.allowed_uids)
+    if name == "verbs" and port is not None:
+        from pysmc.fabric.verbs import VerbsDevice
+
+        return VerbsDevice(port, codec=codec, config=config)
     reasons = {
         "verbs": "a connection's route decides which port it uses, and none was given",
         "sim": "a simulated device belongs to a network: use SimNetwork.device()",

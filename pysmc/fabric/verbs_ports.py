@@ -11,6 +11,7 @@ kernel's SMC (smc_pnet.c, smc_ib_determine_gid()), without PNET tables.
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -165,17 +166,16 @@ def mtu_code_of(netdev_mtu: int) -> int:
 
 
 def _read_table(root: Path, device: str, port: int) -> Iterator[RdmaPort]:
-    base = root / device / "ports" / str(port)
+    gids = root / device / "ports" / str(port) / "gids"
     empty = 0
-    for index in _numbers(base / "gids"):
-        if _read_gid(base / "gids" / str(index)) is None:
-            empty += 1
-            if empty == EMPTY_GIDS_IN_A_ROW:
-                return
-            continue
-        empty = 0
+    for index in itertools.count():
+        if empty == EMPTY_GIDS_IN_A_ROW or not _read(gids / str(index)):
+            return
         found = read_port(device, port, index, root)
-        if found is not None:
+        if found is None:
+            empty += 1
+        else:
+            empty = 0
             yield found
 
 
@@ -283,8 +283,8 @@ def _nearest(
     for port in of_family:
         if any(port.address in network for network in networks):
             return port
-    if anywhere and of_family:
-        return of_family[0]
+    if anywhere:
+        return (of_family or good)[0]
     there = ", ".join(str(port.address) for port in good)
     return refuse(f"{where}: no GID is in the subnet of {local}; there are {there}")
 

@@ -42,13 +42,17 @@ __all__ = ["Negotiator", "reason_of_status"]
 
 NO_EYECATCHER = 0x03
 """CONFIRM LINK: our RMBEs have no eye catcher; Linux wants at least one bit."""
+NO_DEVICE_CODES = 0x0303
+"""Upper half of the Decline codes that say that there is no device."""
 
 _STATUS_REASONS = {
     "foreign user": "FOREIGN_USER",
     "unreachable": "NO_DEVICE",
+    "no route": "ROUTE",
     "no memory": "NO_MEMORY",
 }
-_DESCRIPTOR_ERRNOS = ("EMFILE", "ENFILE")
+_SHORTAGES = {"EMFILE": "LIMIT", "ENFILE": "LIMIT", "RLIMIT_MEMLOCK": "MEMLOCK"}
+"""What a fabric names when something else than memory ran out."""
 
 
 def reason_of_status(status: str, detail: str) -> Reason:
@@ -56,11 +60,12 @@ def reason_of_status(status: str, detail: str) -> Reason:
 
     Args:
         status: Value of the fabric's status.
-        detail: The fabric's sentence; names the errno when there is one.
+        detail: The fabric's sentence; names the errno or the limit where one is known.
     """
     name = _STATUS_REASONS.get(status, "LINK_FAILED")
-    if name == "NO_MEMORY" and any(errno in detail for errno in _DESCRIPTOR_ERRNOS):
-        name = "LIMIT"
+    if name == "NO_MEMORY":
+        short = (why for word, why in _SHORTAGES.items() if word in detail)
+        name = next(short, name)
     return reason(name, "local", f"{status}: {detail}." if detail else f"{status}.")
 
 
@@ -222,6 +227,10 @@ class Negotiator:
         if problem is not None and problem.name != "LINK_FAILED":
             # What we found out ourselves explains more than a Decline that follows.
             why = problem
+        elif handshake.absent and code >> 16 == NO_DEVICE_CODES:
+            # The server found no device for the EIDs that we could offer. It is ours
+            # that are missing: the others would have been offered as well.
+            why = next(iter(handshake.absent.values()))
         sync_lost = (
             message.out_of_sync
             and handshake.role is Role.SERVER

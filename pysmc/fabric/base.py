@@ -59,6 +59,7 @@ class Status(Enum):
     SUCCESS = "success"
     PEER_GONE = "peer gone"  # the peer's process or port is no longer there
     UNREACHABLE = "unreachable"  # the peer's endpoint could not be found
+    NO_ROUTE = "no route"  # the peer's port does not answer on the network
     FOREIGN_USER = "foreign user"  # same host, but a user who is not allowed
     REMOTE_ACCESS = "remote access"  # rkey or address outside the peer's memory
     BROKEN_RULE = "broken rule"  # the peer broke a rule of the fabric
@@ -312,6 +313,9 @@ class Device(ABC):
     """6 bytes."""
     mtu_code: int
     """1-5 for 256-4096 bytes."""
+    is_gone: bool = False
+    """True once the device can never be used again (it was removed), every queue pair
+    of it went down and `poll` gave all that. Its owner closes it then."""
 
     @abstractmethod
     def create_domain(self) -> ProtectionDomain:

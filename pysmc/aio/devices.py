@@ -1,32 +1,54 @@
 """The devices of one loop: when they are opened, and what is said when they cannot be.
 
-Decides which fabrics of the configuration are there. Opening is left to a function, so
-that a loop of another world (`pysmc.testing.loops`) brings its own devices. What moves
-over a device is the driver's business.
+Decides which fabrics of the configuration are there, and which of their devices a
+connection may use. A fabric with one device is opened at once; of a fabric with many
+(RoCE has one for each port and GID) the connection's route decides which one it is, and
+the first connection that needs it opens it. Opening is left to a function, so that a
+loop of another world (`pysmc.testing.loops`) brings its own devices. What moves over a
+device is the driver's business.
 
-Reference: RFC 7609 section 2.1; kernel counterpart: smc_ib.c.
+Reference: RFC 7609 section 2.1; kernel counterparts: smc_ib.c, smc_pnet.c.
 """
 
 from __future__ import annotations
 
 import logging
 import resource
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pysmc.core.endpoint import FabricOffer
+from pysmc.core.handshake import NOTHING_ABSENT
+from pysmc.core.negotiator import reason_of_status
+from pysmc.discovery.address import bound_device, endpoint
 from pysmc.errors import FabricError, FabricUnavailable
-from pysmc.fabric import open_device
-from pysmc.fabric.base import UpdateCodec
+from pysmc.fabric import open_device, open_finder
+from pysmc.fabric.base import Status, UpdateCodec
 from pysmc.reasons import Reason, reason
 from smcproto import cdc
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
     from pysmc.config import Config
     from pysmc.fabric.base import Device
+    from pysmc.fabric.verbs_ports import RdmaPort
+    from pysmc.fabric.verbs_route import PortFinder
 
-__all__ = ["CODEC", "Devices", "Opener", "raise_descriptor_limit"]
+__all__ = [
+    "ALL",
+    "CODEC",
+    "Devices",
+    "FinderOpener",
+    "Fitting",
+    "Opener",
+    "raise_descriptor_limit",
+]
 
 log = logging.getLogger("pysmc")
+
+RECHECK_SECONDS = 1.0
+"""How often a fabric that was not there is looked for again."""
 
 CODEC = UpdateCodec(
     pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
@@ -35,12 +57,41 @@ CODEC = UpdateCodec(
 
 
 class Opener(Protocol):
-    """Opens the device of a fabric, as `pysmc.fabric.open_device` does."""
+    """Opens the device of a fabric, as `pysmc.fabric.open_device` does.
+
+    A fabric with many devices is given the port as well, as ``port``.
+    """
 
     def __call__(
         self, name: str, *, peer_id: bytes, config: Config, codec: UpdateCodec
     ) -> Device:
         """Open it, or raise `FabricUnavailable` or another `FabricError`."""
+
+
+class FinderOpener(Protocol):
+    """Gives what finds the ports of a fabric, as `pysmc.fabric.open_finder` does."""
+
+    def __call__(self, name: str, config: Config) -> PortFinder | None:
+        """Give it, or None for a fabric with one device."""
+
+
+class Fitting(NamedTuple):
+    """What one connection may use."""
+
+    offers: Sequence[FabricOffer] | None = None
+    """In order of preference; None is all of those that are open."""
+    absent: Mapping[str, Reason] = NOTHING_ABSENT
+    """Why a device cannot be used, by the EIDs that would select it."""
+
+    @property
+    def refusal(self) -> Reason | None:
+        """Why it cannot be SMC-R at all; None when it can."""
+        if self.offers is None or self.offers:
+            return None
+        return next(iter(self.absent.values()))
+
+
+ALL = Fitting()
 
 
 class Devices:
@@ -49,34 +100,67 @@ class Devices:
     Args:
         config: Names the fabrics, in order of preference.
         opener: Opens them; None is `pysmc.fabric.open_device`.
+        attend: Is told of each device that was opened.
+        dismiss: Is told of each device that is about to be closed.
+        finder: Gives what finds the ports of a fabric with many devices; None is
+            `pysmc.fabric.open_finder`, or nothing with an opener of one's own.
     """
 
-    def __init__(self, config: Config, opener: Opener | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        opener: Opener | None = None,
+        attend: Callable[[Device], None] | None = None,
+        dismiss: Callable[[Device], None] | None = None,
+        finder: FinderOpener | None = None,
+    ) -> None:
         self.by_name: dict[str, Device] = {}
-        """What is open, by the fabric's name."""
+        """What is open, by the device's name."""
         self.unavailable: dict[str, str] = {}
         """Fabrics that could not be opened, with what is missing."""
         self._config = config
         self._opener = opener
+        self._attend = attend
+        self._dismiss = dismiss
+        self._find = finder or (_no_finder if opener is not None else open_finder)
+        self._peer_id = b""
         self._short_of_something = False
+        self._fixed: dict[str, FabricOffer] = {}  # by the configured fabric's name
+        self._finders: dict[str, PortFinder] = {}
+        self._usable: dict[str, bool] = {}
+        self._ports: dict[str, RdmaPort] = {}
+        self._recheck_at = 0.0
+        self._opened = 0
+
+    # Fabrics
 
     def open(self, peer_id: bytes) -> list[FabricOffer]:
         """Open every fabric of the configuration that is there.
 
         Args:
             peer_id: 8 bytes, of this loop.
+
+        Returns:
+            The devices that every connection may use.
         """
         raise_descriptor_limit()
+        self._peer_id = peer_id
         self._short_of_something = False
-        found = (self._open(name, peer_id) for name in self._config.fabrics)
-        return [offer for offer in found if offer is not None]
+        for name in self._config.fabrics:
+            finder = self._finders.get(name) or self._find(name, self._config)
+            if finder is None:
+                self._open_fixed(name)
+            else:
+                self._finders[name] = finder
+                self._check(name, finder)
+        return list(self._fixed.values())
 
     def why_none(self) -> Reason | None:
         """Say why no fabric could be opened; None when one was.
 
         It is a LIMIT where the same may succeed the next time.
         """
-        if self.by_name:
+        if self.by_name or any(self._usable.values()):
             return None
         if not self._config.fabrics:
             return reason("DISABLED", "local")
@@ -84,32 +168,183 @@ class Devices:
         name = "LIMIT" if self._short_of_something else "NO_DEVICE"
         return reason(name, "local", " ".join(missing))
 
-    def _open(self, name: str, peer_id: bytes) -> FabricOffer | None:
+    def recheck(self, now: float) -> bool:
+        """Look again for fabrics with many devices: one may have been plugged in.
+
+        Args:
+            now: The time in seconds; more often than once in `RECHECK_SECONDS`
+                nothing is done.
+
+        Returns:
+            True when one is there that was not.
+        """
+        if all(self._usable.values()) or now < self._recheck_at:
+            return False
+        self._recheck_at = now + RECHECK_SECONDS
+        before = sum(self._usable.values())
+        for name, usable in list(self._usable.items()):
+            if not usable:
+                self._check(name, self._finders[name])
+        return sum(self._usable.values()) > before
+
+    def _open_fixed(self, name: str) -> None:
+        if name in self._fixed:
+            return
         try:
-            device = self._open_and_ring(name, peer_id)
+            device = self._open_and_ring(name)
         except OSError as error:
             # Every FabricError is one too; others come from loading the fabric's code.
-            detail = error.detail if isinstance(error, FabricError) else ""
-            self.unavailable[name] = detail or str(error)
             if not isinstance(error, FabricUnavailable):
                 self._short_of_something = True
-            log.warning("fabric %s is not available: %s", name, error)
-            return None
+            self._lacks(name, error)
+            return
         # Its own name counts: another world may stand in for the one that was asked.
-        self.by_name[device.fabric] = device
-        eids = (device.eid,) if device.eid else self._config.ueids
-        return FabricOffer(device.fabric, eids, device.gid, device.mac, device.mtu_code)
+        self._fixed[name] = self._offer(device, device.fabric)
 
-    def _open_and_ring(self, name: str, peer_id: bytes) -> Device:
+    def _check(self, name: str, finder: PortFinder) -> bool:
+        """Tell whether any connection could use a fabric with many devices."""
+        try:
+            finder.check()
+        except FabricUnavailable as error:
+            if self.unavailable.get(name) != error.detail:
+                self._lacks(name, error)
+            self._usable[name] = False
+        else:
+            self.unavailable.pop(name, None)
+            self._usable[name] = True
+        return self._usable[name]
+
+    def _lacks(self, name: str, error: OSError) -> None:
+        detail = error.detail if isinstance(error, FabricError) else ""
+        self.unavailable[name] = detail or str(error)
+        log.warning("fabric %s is not available: %s", name, error)
+
+    # Devices of connections
+
+    def fitting(
+        self, sock: socket.socket, in_use: Callable[[], Collection[str]]
+    ) -> Fitting:
+        """Find, and open where it is not, what fits a connection.
+
+        Args:
+            sock: Connected.
+            in_use: Names the devices with link groups.
+        """
+        if not self._finders:
+            return ALL
+        offers: list[FabricOffer] = []
+        absent: dict[str, Reason] = {}
+        for name in self._config.fabrics:
+            if name in self._fixed:
+                offers.append(self._fixed[name])
+            elif name in self._finders:
+                found = self._fit(name, self._finders[name], sock, in_use)
+                if isinstance(found, FabricOffer):
+                    offers.append(found)
+                else:
+                    # Without an EID it is still the reason of a connection that has
+                    # nothing else.
+                    absent |= dict.fromkeys(self._config.ueids or ("",), found)
+        return Fitting(offers, absent)
+
+    def _fit(
+        self,
+        name: str,
+        finder: PortFinder,
+        sock: socket.socket,
+        in_use: Callable[[], Collection[str]],
+    ) -> FabricOffer | Reason:
+        if not self._usable[name]:
+            return reason("NO_DEVICE", "local", f"{name}: {self.unavailable[name]}.")
+        try:
+            port = finder.find(*_way_of(sock))
+            return self._device_at(name, port, in_use)
+        except FabricUnavailable as error:
+            why = "VLAN" if error.status == "VLAN" else "NO_DEVICE"
+            return reason(why, "local", f"{name}: {error.detail}.")
+        except FabricError as error:
+            log.warning("fabric %s cannot be used: %s", name, error)
+            status = Status.__members__.get(error.status, Status.UNREACHABLE)
+            return reason_of_status(status.value, error.detail)
+        except OSError as error:
+            return reason("NO_DEVICE", "local", f"{name}: {error}.")
+
+    def _device_at(
+        self, name: str, port: RdmaPort, in_use: Callable[[], Collection[str]]
+    ) -> FabricOffer:
+        """Give the device of a port; it is opened when its first connection comes."""
+        called = f"{name}:{port.name}"
+        for other, there in list(self._ports.items()):
+            if there.name != port.name or other not in self.by_name:
+                continue
+            if there.gid == port.gid and there.netdev == port.netdev:
+                return self._offer_of(self.by_name[other], other)
+            # The port has another address by now; links of the old one may live on.
+            if other not in in_use():
+                self.remove(self.by_name[other])
+        self._opened += 1
+        if called in self.by_name:
+            called = f"{called}#{self._opened}"
+        device = self._open_and_ring(name, port=port)
+        self._ports[called] = port
+        return self._offer(device, called)
+
+    def remove(self, device: Device) -> None:
+        """Close a device that can be used no longer. Idempotent."""
+        for name, there in list(self.by_name.items()):
+            if there is device:
+                del self.by_name[name]
+                self._ports.pop(name, None)
+                if self._dismiss is not None:
+                    self._dismiss(device)
+                device.close()
+
+    def close(self) -> None:
+        """Close what finds ports; devices are closed by who attends to them."""
+        for finder in self._finders.values():
+            finder.close()
+
+    def _open_and_ring(self, name: str, **port: Any) -> Device:
         """Open a device, and the descriptor that the loop will watch."""
         opener = open_device if self._opener is None else self._opener
-        device = opener(name, peer_id=peer_id, config=self._config, codec=CODEC)
+        device = opener(
+            name, peer_id=self._peer_id, config=self._config, codec=CODEC, **port
+        )
         try:
             device.fileno()
         except BaseException:
             device.close()
             raise
         return device
+
+    def _offer(self, device: Device, called: str) -> FabricOffer:
+        self.by_name[called] = device
+        if self._attend is not None:
+            self._attend(device)
+        return self._offer_of(device, called)
+
+    def _offer_of(self, device: Device, called: str) -> FabricOffer:
+        eids = (device.eid,) if device.eid else self._config.ueids
+        return FabricOffer(
+            device.fabric, eids, device.gid, device.mac, device.mtu_code, called
+        )
+
+
+def _no_finder(name: str, config: Config) -> None:
+    """Find no ports: an opener of one's own opens the only device of each fabric."""
+    del name, config
+
+
+def _way_of(sock: socket.socket) -> tuple[bytes, bytes, int]:
+    """Give both addresses of a connected socket, and the device that it is bound to.
+
+    Raises:
+        OSError: It is not connected any more.
+    """
+    local, peer = endpoint(sock.getsockname()), endpoint(sock.getpeername())
+    assert local is not None, "a TCP socket has an address"
+    assert peer is not None, "a connected TCP socket has a peer"
+    return local.packed, peer.packed, bound_device(sock) or peer.scope
 
 
 def raise_descriptor_limit() -> None:

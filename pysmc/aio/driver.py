@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-    from pysmc.aio.devices import Opener
+    from pysmc.aio.devices import FinderOpener, Fitting, Opener
     from pysmc.aio.transport_end import EndingTransport
     from pysmc.config import Config
     from pysmc.core.connection import Connection
@@ -100,6 +100,8 @@ class Driver(Pump):
         clock: Tells the time in seconds; it never goes back.
         entropy: Where random numbers come from.
         discovery: Recognises peers; None is `pysmc.discovery.Discovery`.
+        unwatch: Undoes what `watch` did, for a device that is about to be closed.
+        finder: See `Pump`.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class Driver(Pump):
         clock: Callable[[], float] = time.monotonic,
         entropy: random.Random = SYSTEM,
         discovery: Discovery | None = None,
+        unwatch: Callable[[Driver, Device], None] | None = None,
+        finder: FinderOpener | None = None,
     ) -> None:
-        super().__init__(loop, config, opener, clock)
+        super().__init__(loop, config, opener, clock, finder)
         self.config = config
         self.discovery = discovery or Discovery(loop, config)
         self.lookup = _quick_lookup(config) if discovery is None else None
@@ -125,6 +129,7 @@ class Driver(Pump):
             weakref.WeakKeyDictionary()
         )
         self._watch = watch
+        self._unwatch = unwatch
         self._entropy = entropy
         self._arms_itself = watch is None
         self._newcomers = Rate(NEWCOMERS_PER_SECOND, NEWCOMERS_AT_ONCE)
@@ -246,12 +251,18 @@ class Driver(Pump):
             if why is not None and why.name == "LIMIT":
                 return why  # it may be there again next time: nothing is remembered
             self.no_device = why
-            for device in self.devices:
-                self._attend(device)
             # Without a device it can still decline, where a peer expects CLC.
             tokens = RandomTokens(self._entropy)
             self._endpoint = Endpoint(identity, offers, self.config, tokens)
+        elif self.no_device is not None and self._devices.recheck(self.time()):
+            self.no_device = None
         return self.no_device
+
+    def fitting(self, sock: socket.socket) -> Fitting:
+        """Find the devices that a connection may use; see `Devices.fitting`."""
+        return self._devices.fitting(
+            sock, lambda: {group.device for group in self.endpoint.groups}
+        )
 
     def refusal(self, host: str | None = None) -> Reason | None:
         """Tell why a peer of the static list has to be declined now, if so.
@@ -276,14 +287,21 @@ class Driver(Pump):
             why = self.admission.over(limit)
         return why
 
-    def _attend(self, device: Device) -> None:
-        """Make sure that `pump` runs when a device has completions."""
+    def attend(self, device: Device) -> None:
+        """A device was opened: make sure that `pump` runs when it has completions."""
         if self._watch is not None:
             self._watch(self, device)
             return
         self.loop.add_reader(device.fileno(), self.pump_armed, device)
         if not device.arm():
             self.loop.call_soon(self.pump_armed, device)
+
+    def dismiss(self, device: Device) -> None:
+        """A device is about to be closed: attend to it no more."""
+        if self._unwatch is not None:
+            self._unwatch(self, device)
+        elif self._arms_itself and not self.loop.is_closed():
+            self.loop.remove_reader(device.fileno())
 
     def limit_reached(self, name: str, limit: int) -> None:
         """Log that the core found a limit exceeded."""
@@ -376,6 +394,7 @@ class Driver(Pump):
             if self._arms_itself and not self.loop.is_closed():
                 self.loop.remove_reader(device.fileno())
             device.close()
+        self._devices.close()
         self.discovery.close()
         self._close_lookup()
         self._links.clear()
@@ -391,6 +410,7 @@ class Driver(Pump):
         self.is_closed = True
         for device in self.devices:
             device.close()
+        self._devices.close()
         self.discovery.close()
         _living.discard(self)
 

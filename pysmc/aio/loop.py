@@ -134,11 +134,18 @@ class Loop(asyncio.SelectorEventLoop):
 
     def _make_driver(self) -> Driver:
         """Make the driver; a loop of another world gives it another opener."""
-        return Driver(self, self.config, self._watch_device)
+        return Driver(
+            self, self.config, self._watch_device, unwatch=self._unwatch_device
+        )
 
     def _watch_device(self, driver: Driver, device: Device) -> None:
         self.add_reader(device.fileno(), driver.pump, device)
         self._fabric_selector.add_device(device, driver)
+
+    def _unwatch_device(self, driver: Driver, device: Device) -> None:
+        del driver
+        self._fabric_selector.remove_device(device)
+        self.remove_reader(device.fileno())
 
     def close(self) -> None:
         """Close the loop: peers are told, and every descriptor of ours is closed."""

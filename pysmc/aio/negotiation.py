@@ -19,6 +19,7 @@ import types
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pysmc.aio.devices import ALL
 from pysmc.core.events import News
 from pysmc.discovery.rendezvous import Refusal
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
@@ -248,15 +249,23 @@ class Negotiation:
         raise as_connection_error(self._result)
 
     def _begin(self, refusal: Reason | None) -> None:
-        endpoint, key = self._driver.endpoint, self._process
-        begin = endpoint.connect if self.role == "client" else endpoint.accept
+        driver, key = self._driver, self._process
         if key is None:
             try:
                 key = self._sock.getpeername()[0]
             except OSError as error:
                 gone = "the TCP connection ended before the SMC handshake"
                 raise ConnectionReset(gone) from error
-        self._handshake = begin(key, self._driver.time(), refusal)
+        fitting = ALL if refusal else driver.fitting(self._sock)
+        endpoint = driver.endpoint
+        begin = endpoint.connect if self.role == "client" else endpoint.accept
+        self._handshake = begin(
+            key,
+            driver.time(),
+            refusal or fitting.refusal,
+            fitting.offers,
+            fitting.absent,
+        )
         self._handshake.handle = self
 
     def _give_back(self) -> None:

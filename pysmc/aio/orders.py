@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pysmc.aio.pump import Pump
     from pysmc.core.actions import Action
     from pysmc.core.link import Link
+    from pysmc.core.link_group import LinkGroup
     from pysmc.core.rmb import Rmb
     from pysmc.fabric.base import Device, QueuePair
 
@@ -70,10 +71,11 @@ class Orders:
         link = action.link
         group = link.group
         try:
+            device = self._device_of(group)
             if group.role is Role.SERVER:
-                self._devices[group.device].check_callable()
+                device.check_callable()
             if group.handle is None:
-                group.handle = self._devices[group.device].create_domain()
+                group.handle = device.create_domain()
             pair = group.handle.create_queue_pair()
         except FabricError as error:
             self._pump.endpoint.pair_failed(
@@ -83,6 +85,13 @@ class Orders:
         link.handle = pair
         self._links[pair] = link
         self._pump.endpoint.pair_created(link, pair.number, self._pump.time())
+
+    def _device_of(self, group: LinkGroup) -> Device:
+        device = self._devices.get(group.device)
+        if device is None:
+            operation = "create a queue pair"
+            raise FabricError(operation, "PEER_GONE", "the device was removed")
+        return device
 
     def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
         link, remote = action.link, action.remote

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from pysmc.aio.devices import Opener
+    from pysmc.aio.devices import FinderOpener, Opener
     from pysmc.aio.negotiation import Negotiation
     from pysmc.config import Config
     from pysmc.core.actions import Action
@@ -68,6 +68,8 @@ class Pump:
         config: How to take part.
         opener: Opens the devices; None is `pysmc.fabric.open_device`.
         clock: Tells the time in seconds; it never goes back.
+        finder: Gives what finds the ports of a fabric with many devices; None is
+            `pysmc.fabric.open_finder`, or nothing with an opener of one's own.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Pump:
         config: Config,
         opener: Opener | None,
         clock: Callable[[], float],
+        finder: FinderOpener | None = None,
     ) -> None:
         self.loop = loop
         self.time = clock
@@ -88,7 +91,7 @@ class Pump:
         self.on_poll: Callable[[], None] | None = None
         """Called once, and forgotten, before devices are polled."""
         self._arms_itself = False
-        self._devices = Devices(config, opener)
+        self._devices = Devices(config, opener, self.attend, self.dismiss, finder)
         self._links: dict[QueuePair, Link] = {}
         self._endpoint: Endpoint | None = None
         self._settling = False
@@ -125,7 +128,7 @@ class Pump:
         """Process what has completed on a device, up to a bound.
 
         Returns:
-            False when the driver was closed meanwhile.
+            False when the driver was closed meanwhile, or the device removed.
         """
         if self.on_poll is not None:
             on_poll, self.on_poll = self.on_poll, None
@@ -143,6 +146,9 @@ class Pump:
             # readable, or keeps arm() from arming.
             if not pending():
                 break
+        if device.is_gone:
+            self._devices.remove(device)
+            return False
         return not self.is_closed
 
     def _take_completions(self, batch: list[Completion]) -> None:
@@ -316,6 +322,14 @@ class Pump:
 
     def limit_reached(self, name: str, limit: int) -> None:
         """The core found a limit exceeded, for the first time."""
+        raise NotImplementedError
+
+    def attend(self, device: Device) -> None:
+        """A device was opened: make sure that `pump` runs when it has completions."""
+        raise NotImplementedError
+
+    def dismiss(self, device: Device) -> None:
+        """A device is about to be closed: attend to it no more."""
         raise NotImplementedError
 
     def _arm_timer(self) -> None:

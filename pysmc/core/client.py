@@ -29,7 +29,7 @@ from smcproto.constants import OsType, PathType, rmbe_size_code
 from smcproto.diagnosis import PeerDiagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
 
     from pysmc.core.context import FabricOffer
     from pysmc.core.link import Link
@@ -50,6 +50,7 @@ class ClientNegotiator(Negotiator):
         now: float,
         refusal: Reason | None,
         offers: Sequence[FabricOffer] | None,
+        absent: Mapping[str, Reason],
     ) -> Handshake:
         """Start a handshake: the Proposal goes out, or a Decline in its place.
 
@@ -58,10 +59,12 @@ class ClientNegotiator(Negotiator):
             now: The time in seconds.
             refusal: Why it cannot be SMC-R, when that is certain already.
             offers: The devices that fit this connection; None is those of all.
+            absent: Why others do not fit, by the EIDs that would select them: that is
+                the reason when the server has none for those that were offered.
         """
         ends_at = now + self._config.handshake_wait
         offers = self._context.offers if offers is None else offers
-        handshake = Handshake(Role.CLIENT, peer_key, ends_at, offers)
+        handshake = Handshake(Role.CLIENT, peer_key, ends_at, offers, absent)
         if refusal is not None:
             self.start(handshake, self._config.accept_wait, now)
             self.decline(handshake, refusal, now)

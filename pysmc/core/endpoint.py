@@ -131,6 +131,7 @@ class Endpoint:
         now: float,
         refusal: Reason | None = None,
         offers: Sequence[FabricOffer] | None = None,
+        absent: Mapping[str, Reason] = NOTHING_ABSENT,
     ) -> Handshake:
         """Begin as the client; the Proposal is ordered to be sent.
 
@@ -141,8 +142,9 @@ class Endpoint:
                 because the server expects a CLC message.
             offers: The devices that fit this connection, in order of preference; with
                 none there has to be a refusal.
+            absent: Why others do not fit, by the EIDs that would select them.
         """
-        return self._client.begin(peer_key, now, refusal, offers)
+        return self._client.begin(peer_key, now, refusal, offers, absent)
 
     def accept(
         self,

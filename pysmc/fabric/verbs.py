@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pysmc.errors import FabricError, FabricUnavailable, ForkedError, LocalProtocolError
 from pysmc.fabric.base import Completion, Device, Status, UpdateCodec
+from pysmc.fabric.timerfd import Timer
 from pysmc.fabric.verbs_api import (
     EVENT_CQ_ERROR,
     EVENT_DEVICE_FATAL,
@@ -156,6 +157,7 @@ class VerbsDevice(Device):
         self._open = True
         self._epoll: select.epoll | None = None
         self._bell: int | None = None
+        self._timer: Timer | None = None
         self._finder: Finder | None = None
         try:
             self._open_descriptors(finder)
@@ -173,7 +175,9 @@ class VerbsDevice(Device):
         if finder is None:
             finder = Reach()
         self._finder = finder
+        self._timer = Timer()
         self._watch(self._bell, self._silence)
+        self._watch(self._timer.fileno(), self._end_overdue)
         self._watch(self._verbs.event_fd, self._take_asynchronous)
         self._watch(finder.fileno(), self._take_ways)
 
@@ -272,6 +276,8 @@ class VerbsDevice(Device):
         """Let a closed queue pair send what was posted before."""
         queue_pair.deadline = time.monotonic() + _CLOSE_WAIT
         self._closing[queue_pair] = None
+        if len(self._closing) == 1 and self._timer is not None:
+            self._timer.set(_CLOSE_WAIT)
 
     def forget_closing(self, queue_pair: VerbsQueuePair) -> None:
         """A closed queue pair has nothing more to send, or nobody to send it to."""
@@ -352,7 +358,7 @@ class VerbsDevice(Device):
         return count
 
     def _look(self) -> None:
-        """Look at the descriptors, and at the clock for those that close."""
+        """Look at the descriptors."""
         self._polls_left = _POLLS_PER_LOOK
         assert self._epoll is not None
         for fd, _ in self._epoll.poll(0):
@@ -360,11 +366,17 @@ class VerbsDevice(Device):
                 self._handlers[fd]()
             except VerbsError as exc:
                 self.fail(f"{self.port.device} is gone: {exc.strerror}")
-        if self._closing:
-            now = time.monotonic()
-            for queue_pair in list(self._closing):
-                if queue_pair.deadline <= now:
-                    self.forget_closing(queue_pair)
+
+    def _end_overdue(self) -> None:
+        """Destroy closed queue pairs whose peer does not take what was posted."""
+        assert self._timer is not None
+        self._timer.stop()
+        now = time.monotonic()
+        for queue_pair in list(self._closing):
+            if queue_pair.deadline > now:
+                self._timer.set(queue_pair.deadline - now)  # the others come later
+                return
+            self.forget_closing(queue_pair)
 
     def pending(self) -> bool:
         """Look for completions; see `Device.pending`."""
@@ -499,6 +511,8 @@ class VerbsDevice(Device):
         if self._bell is not None:
             os.close(self._bell)
             self._bell = None
+        if self._timer is not None:
+            self._timer.close()
         if self._finder is not None:
             self._finder.close()
 

@@ -24,6 +24,7 @@ than its header is dropped in smc_wr_rx_demultiplex()).
 from __future__ import annotations
 
 import errno
+import ipaddress
 import logging
 from collections import deque
 from enum import Enum
@@ -78,7 +79,7 @@ HOP_LIMIT: Final = 64
 _SEND_BYTES_MAX: Final = 1100
 _SLOT_MASK: Final = RECEIVE_BIT - 1
 _NOT_A_PUBLISH: Final = -1
-_UNREACHABLE: Final = frozenset(
+_NO_WAY: Final = frozenset(
     {
         errno.ETIMEDOUT,
         errno.EHOSTUNREACH,
@@ -176,19 +177,19 @@ class VerbsQueuePair(QueuePair):
         """Go on when the device knows whether there is a way to the peer."""
         if self._state is not _State.RESOLVING:
             return
-        if not is_reachable:
-            self.go_down(Status.UNREACHABLE, text)
-            return
         remote, port = self._remote, self.device.port
         assert remote is not None
+        if not is_reachable:
+            self.go_down(_status_without_way(port.gid, remote.gid), text)
+            return
         mtu_code = min(remote.mtu_code, self.device.mtu_code)
         path = Path(port.port, port.gid_index, remote.gid, mtu_code, HOP_LIMIT)
         try:
             self._handle.to_rtr(path, remote.number, remote.psn)
             self._handle.to_rts(self._psn)
         except VerbsError as exc:
-            known = exc.errno in _UNREACHABLE
-            status = Status.UNREACHABLE if known else Status.NO_MEMORY
+            known = exc.errno in _NO_WAY
+            status = Status.NO_ROUTE if known else Status.NO_MEMORY
             self.go_down(status, exc.strerror or str(exc))
             return
         self._state = _WAITING
@@ -342,7 +343,7 @@ class VerbsQueuePair(QueuePair):
             return
         status, text = status_of(number), describe(number, vendor_error)
         if status is Status.TIMED_OUT and not self.is_up:
-            status = Status.UNREACHABLE
+            status = Status.NO_ROUTE
         self.go_down(status, text)
 
     def _sent(self, number: int) -> None:
@@ -494,3 +495,12 @@ class VerbsQueuePair(QueuePair):
         self._drop_posts()
         self.is_up = False
         self._state = _State.FORKED
+
+
+def _status_without_way(ours: bytes, theirs: bytes) -> Status:
+    """Tell whether a GID that cannot be reached could be that of a port at all."""
+    mine, other = (ipaddress.IPv6Address(gid) for gid in (ours, theirs))
+    if other.ipv4_mapped is None and (other.is_reserved or other.is_unspecified):
+        return Status.UNREACHABLE
+    is_of_our_kind = (mine.ipv4_mapped is None) == (other.ipv4_mapped is None)
+    return Status.NO_ROUTE if is_of_our_kind else Status.UNREACHABLE

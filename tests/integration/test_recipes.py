@@ -14,6 +14,7 @@ WITHOUT_RECIPE = {
     "tls": "its examples are carried out by tests of TLS",
     "streams": "its examples are carried out by tests of streams",
     "fuzz": "its programs are carried out by tests/fuzz",
+    "rdma": "it is carried out in the lab",
 }
 ASK = "PYSMC_FALLBACK=require python client.py"
 CLIENT = """

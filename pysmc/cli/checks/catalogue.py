@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from pysmc.cli.checks import discovery, shm, system
+from pysmc.cli.checks import (
+    discovery,
+    shm,
+    system,
+    verbs,
+    verbs_host,
+    verbs_peer,
+)
 
 __all__ = ["CHECKS", "FABRICS"]
 
-CHECKS = (*system.CHECKS, *shm.CHECKS, *discovery.CHECKS)
+CHECKS = (
+    *system.CHECKS,
+    *shm.CHECKS,
+    *discovery.CHECKS,
+    *verbs_host.CHECKS,
+    *verbs.CHECKS,
+    *verbs_peer.CHECKS,
+)
 """Every check; what a later one needs comes first."""
 
 FABRICS = ("shm", "verbs")

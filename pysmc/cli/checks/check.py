@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Finding", "Report", "Status", "check", "examine", "verdict"]
 
-SECONDS = 5.0
-"""How long a check may take unless it says something else."""
+SECONDS = 15.0
+"""How long a check may take unless it says something else: much, for the first one that
+loads something on a slow machine."""
 
 
 class Status(StrEnum):
@@ -144,7 +145,7 @@ def examine(machine: Machine, checks: Iterable[Check]) -> list[Report]:
     for item in checks:
         missing = [name for name in item.needs if name not in passed]
         if missing:
-            finding = skip(f"{' and '.join(missing)} has to pass first.")
+            finding = skip(f"Wants {', '.join(missing)} to pass first.")
         else:
             finding = _look(item, machine)
         if finding.status in {Status.OK, Status.WARN}:

@@ -25,6 +25,8 @@ __all__ = ["CHECKS"]
 SYNCOOKIES = "/proc/sys/net/ipv4/tcp_syncookies"
 DEADLINE = 3.0
 """Seconds for each thing that is waited for."""
+CONNECTION_SECONDS = 10.0
+"""Seconds for a whole connection, from its handshake to its end."""
 
 
 @check(
@@ -96,7 +98,7 @@ def _mark_arrives(family: int, host: str) -> bool:
     remedy="docs/reference/reasons.md explains the reason; report it if that is"
     " INTERNAL.",
     needs=("local.mark", "shm.exchange"),
-    seconds=2 * DEADLINE,
+    seconds=3 * CONNECTION_SECONDS,
 )
 def connection(machine: Machine) -> Finding:
     """Connect for real, with the defaults, and say what it came to."""
@@ -119,7 +121,7 @@ def _connect() -> ConnectionInfo:
         writer.close()
 
     async def main() -> ConnectionInfo:
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(CONNECTION_SECONDS):
             server = await asyncio.start_server(serve, "127.0.0.1", 0)
             async with server:
                 port = server.sockets[0].getsockname()[1]

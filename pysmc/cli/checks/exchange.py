@@ -1,9 +1,9 @@
 """A real exchange over a fabric: two queue pairs, one write, one update.
 
 Decides whether memory moves, by the fabric contract alone, so that it is the same for
-every fabric. As a program (``python -m pysmc.cli.checks.exchange NAME [PORT]``) it
-tries a fabric in a process of its own: what a driver or a library does to that one is
-no harm to the doctor.
+every fabric. As a program (``python -m pysmc.cli.checks.exchange SECONDS PORT ...``)
+it tries RDMA ports in a process of its own: what a driver or a library does to that one
+is no harm to the doctor.
 
 Source: pysmc.fabric.base.
 """
@@ -17,11 +17,13 @@ import time
 from typing import TYPE_CHECKING
 
 from pysmc.fabric.base import CompletionKind, RemoteQueuePair, Status
+from pysmc.fabric.verbs_ports import read_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pysmc.fabric.base import Completion, Device, QueuePair
+    from pysmc.fabric.verbs_ports import RdmaPort
 
 __all__ = ["ExchangeFailed", "exchange"]
 
@@ -128,28 +130,45 @@ def _until(
 
 
 def main(arguments: list[str]) -> int:
-    """Try a fabric; prints nothing when it works, a sentence when it does not."""
+    """Try RDMA ports, and print one line for each: what went wrong, or nothing."""
+    seconds = float(arguments[0])
+    for name in arguments[1:]:
+        print(_try(name, seconds), flush=True)
+    return 0
+
+
+def _try(name: str, seconds: float) -> str:
     from pysmc.aio.devices import CODEC
     from pysmc.config import Config
     from pysmc.errors import FabricError
     from pysmc.fabric import open_device
 
-    name, seconds = arguments[0], float(arguments[1])
-    config = Config(rdma_device=arguments[2]) if len(arguments) > 2 else Config()
     peer_ids = os.urandom(8), os.urandom(8)
     opened: list[Device] = []
     try:
+        port = _port(name)
         for peer_id in peer_ids:
-            device = open_device(name, peer_id=peer_id, config=config, codec=CODEC)
+            device = open_device(
+                "verbs", peer_id=peer_id, config=Config(), codec=CODEC, port=port
+            )
             opened.append(device)
         exchange((opened[0], opened[1]), peer_ids, seconds)
     except (ExchangeFailed, FabricError) as error:
-        print(error)
-        return 1
+        return str(error)
     finally:
         for device in opened:
             device.close()
-    return 0
+    return ""
+
+
+def _port(name: str) -> RdmaPort:
+    """Find an RDMA port by its whole name (device:port:gid_index)."""
+    device, port, index = name.split(":")
+    found = read_port(device, int(port), int(index))
+    if found is None:
+        message = f"there is no RDMA port {name}"
+        raise ExchangeFailed(message)
+    return found
 
 
 if __name__ == "__main__":

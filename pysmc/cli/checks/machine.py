@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +20,16 @@ from typing import TYPE_CHECKING
 from pysmc.config import Config
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pysmc.fabric.verbs_binding import Pyverbs
 
 __all__ = ["KIB", "MIB", "Machine", "size"]
 
 KIB = 1024
 MIB = 1024 * KIB
+START_SECONDS = 30.0
+"""How long the start and the end of a Python may take at most."""
 TEXT_BYTES = 64 * KIB
 """Most that is read of one file of /proc or /sys."""
 
@@ -35,6 +41,34 @@ def _open_error(path: Path) -> str:
     except OSError as error:
         return error.strerror or str(error)
     return ""
+
+
+def _find_pyverbs() -> Pyverbs:
+    from pysmc.fabric.verbs_binding import find_pyverbs
+
+    return find_pyverbs()
+
+
+def _exchange(ports: Sequence[str], seconds: float) -> list[str]:
+    """Try ports in a process of its own; tells of each what went wrong, or nothing."""
+    command = [sys.executable, "-m", "pysmc.cli.checks.exchange", str(seconds), *ports]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=len(ports) * seconds + START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return [f"no end within {error.timeout:g} s"] * len(ports)
+    except OSError as error:
+        return [f"{sys.executable}: {error.strerror}"] * len(ports)
+    found = done.stdout.splitlines()
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    why = last or f"it ended with code {done.returncode}"
+    return found + [why] * (len(ports) - len(found))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +91,10 @@ class Machine:
     """Gives the soft and the hard limit of a resource of `resource`."""
     open_error: Callable[[Path], str] = _open_error
     """Tells why a device cannot be opened for reading and writing; empty if it can."""
+    find_pyverbs: Callable[[], Pyverbs] = _find_pyverbs
+    """Finds pyverbs, as `pysmc.fabric.verbs_binding` does."""
+    exchange: Callable[[Sequence[str], float], list[str]] = _exchange
+    """Tries RDMA ports, each for some seconds; tells why each failed; empty if not."""
     peer: str = ""
     """A peer that was asked about, as host."""
 
@@ -85,6 +123,14 @@ class Machine:
             return sorted(os.listdir(self.path(folder)))
         except OSError:
             return []
+
+    def has_line(self, name: str, words: str) -> bool:
+        """Tell whether a line of a file of any length has these words."""
+        try:
+            with self.path(name).open(encoding="utf-8", errors="replace") as file:
+                return any(words in line for line in file)
+        except OSError:
+            return False
 
     def has_capability(self, bit: int) -> bool:
         """Tell whether the process has a capability of capabilities(7), by its bit."""

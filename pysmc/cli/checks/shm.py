@@ -149,7 +149,6 @@ def host(machine: Machine) -> Finding:
     means="The calls work one by one, but the fabric does not.",
     remedy="Report it, with the output of pysmc doctor --json.",
     needs=("kernel", "shm.memory", "shm.sockets", "shm.user", "shm.host"),
-    seconds=DEADLINE + 2,
 )
 def shm_exchange(machine: Machine) -> Finding:
     """Have two devices exchange a write."""

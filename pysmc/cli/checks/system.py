@@ -62,7 +62,7 @@ def kernel(machine: Machine) -> Finding:
 @check(
     "configuration",
     looks_at="Every variable of the environment that begins with PYSMC_: whether its"
-    " value is allowed, and whether there is a setting of that name.",
+    " value is allowed, and whether its name is a misspelt one of a setting.",
     means="pysmc.Config.from_env(), and with it every loop, raises this error.",
     remedy="Correct the variable, or unset it; docs/reference/config.md lists them.",
 )
@@ -74,24 +74,26 @@ def configuration(machine: Machine) -> Finding:
         Config.from_env(machine.environ)
     except ValueError as error:
         return fail(f"{error}.")
-    strange = [name for name in names if name not in known]
-    if strange:
-        texts = [_nearest(name, known) for name in strange]
+    misspelt = [text for name in names if (text := _nearest(name, known))]
+    if misspelt:
         return warn(
-            " ".join(texts),
+            " ".join(misspelt),
             "A variable that names no setting is ignored, so its default holds.",
             "Correct the name.",
         )
-    if not names:
-        return ok("No variable PYSMC_... is set: all defaults hold.")
-    return ok("Set: " + ", ".join(f"{n}={machine.environ[n]}" for n in names) + ".")
+    found = [f"{n}={machine.environ[n]}" for n in names if n in known]
+    if not found:
+        return ok("No setting is made by a variable PYSMC_...: all defaults hold.")
+    return ok(f"Set: {', '.join(found)}.")
 
 
 def _nearest(name: str, known: set[str]) -> str:
+    """Say what a name that is no setting may be meant for; others are not ours."""
+    if name in known:
+        return ""
     words = {setting.removeprefix(PREFIX): setting for setting in sorted(known)}
     near = difflib.get_close_matches(name.removeprefix(PREFIX), words, n=1)
-    hint = f"; {words[near[0]]} is" if near else ""
-    return f"{name} is no setting{hint}."
+    return f"{name} is no setting; {words[near[0]]} is." if near else ""
 
 
 @check(

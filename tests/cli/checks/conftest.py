@@ -39,3 +39,42 @@ def machine(tmp_path: Path):
         return Machine(root=tmp_path, limit=limit, **(LINUX | fields))
 
     return make
+
+
+@pytest.fixture
+def rxe():
+    """Give the files of a soft-RoCE device, and of what belongs to it.
+
+    Args of the function: the device's name and network device, its port's state, its
+    GIDs (address and type).
+    """
+
+    def files(
+        name: str = "rxe0",
+        netdev: str = "va",
+        state: str = "4: ACTIVE",
+        gids: tuple[tuple[str, str], ...] = (
+            ("fe80::1", "RoCE v2"),
+            ("::ffff:10.0.0.1", "RoCE v2"),
+        ),
+        node: int = 0,
+    ) -> dict[str, str]:
+        device = f"/sys/class/infiniband/{name}"
+        port = f"{device}/ports/1"
+        found = {
+            f"{device}/parent": netdev,
+            f"{port}/state": f"{state}\n",
+            f"/sys/class/infiniband_verbs/uverbs{node}/ibdev": f"{name}\n",
+            f"/dev/infiniband/uverbs{node}": "",
+            f"/sys/class/net/{netdev}/address": "02:00:00:00:00:01\n",
+            f"/sys/class/net/{netdev}/mtu": "1500\n",
+            "/etc/libibverbs.d/rxe.driver": "driver rxe\n",
+            "/etc/libibverbs.d/mlx5.driver": "driver mlx5\n",
+        }
+        for index, (gid, kind) in enumerate(gids):
+            found[f"{port}/gids/{index}"] = f"{gid}\n"
+            found[f"{port}/gid_attrs/types/{index}"] = f"{kind}\n"
+            found[f"{port}/gid_attrs/ndevs/{index}"] = f"{netdev}\n"
+        return found
+
+    return files

@@ -77,7 +77,7 @@ def test_what_a_check_needs_has_to_pass(first, expected, machine):
     )
     assert reports[1].status == expected
     if expected == "skip":
-        assert reports[1].as_json()["detail"] == "a has to pass first."
+        assert reports[1].as_json()["detail"] == "Wants a to pass first."
         assert reports[1].remedy == ""
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 
 import pytest
 
@@ -90,24 +88,45 @@ def test_a_completion_that_failed(monkeypatch):
     assert str(failed.value) == "update: flushed (gone)"
 
 
-def test_as_a_program(capsys):
-    assert main(["shm", str(SECONDS)]) == 0
-    assert capsys.readouterr().out == ""
+@pytest.fixture
+def over_shm(monkeypatch):
+    """Have the program find any port, and open shared memory for it."""
+    names = []
 
-
-def test_as_a_program_that_fails(capsys, monkeypatch):
-    def open_device(*args, **options):
-        raise FabricUnavailable("open the shm fabric", "UNAVAILABLE", "not here")
+    def open_device(name, *, peer_id, config, codec, port):
+        names.append((name, port))
+        return ShmDevice(peer_id)
 
     monkeypatch.setattr("pysmc.fabric.open_device", open_device)
-    assert main(["shm", "1"]) == 1
-    assert "not here" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_in_a_process_of_its_own(environment):
-    command = [sys.executable, "-m", "pysmc.cli.checks.exchange", "shm", "10"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, check=False
+    monkeypatch.setattr(
+        "pysmc.cli.checks.exchange.read_port", lambda *words: ":".join(map(str, words))
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return names
+
+
+def test_as_a_program(over_shm, capsys):
+    assert main([str(SECONDS), "rxe0:1:1", "rxe1:1:0"]) == 0
+    assert capsys.readouterr().out == "\n\n"
+    assert over_shm == [("verbs", "rxe0:1:1")] * 2 + [("verbs", "rxe1:1:0")] * 2
+
+
+def test_as_a_program_that_fails(over_shm, capsys, monkeypatch):
+    opened: list[ShmDevice] = []
+
+    def open_device(*args, peer_id, **options):
+        if opened:
+            raise FabricUnavailable("open the verbs fabric", "UNAVAILABLE", "not here")
+        opened.append(ShmDevice(peer_id))
+        return opened[0]
+
+    monkeypatch.setattr("pysmc.fabric.open_device", open_device)
+    before = os.listdir("/proc/self/fd")
+    assert main(["1", "rxe0:1:1"]) == 0
+    text = "open the verbs fabric: UNAVAILABLE (not here)"
+    assert capsys.readouterr().out == f"{text}\n"
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_as_a_program_without_the_port(capsys):
+    assert main(["1", "none0:1:0"]) == 0
+    assert capsys.readouterr().out == "there is no RDMA port none0:1:0\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -43,6 +45,62 @@ def test_a_long_file_is_read_in_part(machine):
 def test_what_is_no_utf8_is_read_all_the_same(machine, tmp_path):
     (tmp_path / "odd").write_bytes(b"a\xffb")
     assert machine().text("/odd") == "a\ufffdb"
+
+
+def test_a_line_of_a_long_file(machine):
+    here = machine({"/long": "x\n" * TEXT_BYTES + "the line\n"})
+    assert here.has_line("/long", "e lin")
+    assert not here.has_line("/long", "y")
+    assert not here.has_line("/none", "x")
+
+
+def test_pyverbs_is_looked_for_here():
+    assert Machine().find_pyverbs().interpreter.startswith("cpython-3")
+
+
+@pytest.mark.slow
+def test_a_port_that_is_not_there():
+    found = Machine().exchange(["none0:1:0", "none1:1:7"], 1.0)
+    assert found == [f"there is no RDMA port {n}" for n in ("none0:1:0", "none1:1:7")]
+
+
+def runs(monkeypatch, *words, start_seconds=20.0):
+    """Have the exchange run Python with these words instead."""
+    real = subprocess.run
+
+    def run(command, **options):
+        assert command[1:] == ["-m", "pysmc.cli.checks.exchange", "0.0", "a", "b"]
+        return real([sys.executable, "-S", "-c", *words], **options)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("pysmc.cli.checks.machine.START_SECONDS", start_seconds)
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("print(); print()", ["", ""]),
+        ("print(); print('why')", ["", "why"]),
+        ("print('said'); raise OSError('why')", ["said", "OSError: why"]),
+        ("raise OSError('why')", ["OSError: why", "OSError: why"]),
+        ("import sys; sys.exit(3)", ["it ended with code 3"] * 2),
+        ("import os; os.kill(os.getpid(), 11)", ["it ended with code -11"] * 2),
+    ],
+)
+def test_how_an_exchange_ends(program, found, monkeypatch):
+    runs(monkeypatch, program)
+    assert Machine().exchange(["a", "b"], 0.0) == found
+
+
+def test_an_exchange_that_does_not_end(monkeypatch):
+    runs(monkeypatch, "import signal; signal.pause()", start_seconds=0.05)
+    assert Machine().exchange(["a", "b"], 0.0) == ["no end within 0.05 s"] * 2
+
+
+def test_a_python_that_may_not_be_started(monkeypatch):
+    monkeypatch.setattr("sys.executable", "/none/python")
+    why = "/none/python: No such file or directory"
+    assert Machine().exchange(["a"], 0.0) == [why]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class TestConfiguration:
     def test_nothing_set(self, machine):
         finding = self.look(machine, PATH="/bin", PYSMCX="1")
         assert finding.status == "ok"
-        assert "No variable" in finding.seen
+        assert finding.seen.startswith("No setting is made")
 
     def test_what_is_set_is_listed(self, machine):
         finding = self.look(machine, PYSMC_FABRICS="shm,verbs", PYSMC_UEIDS="A.B")
@@ -60,8 +60,12 @@ class TestConfiguration:
     def test_a_misspelt_name_gets_the_nearest_one(self, machine):
         finding = self.look(machine, PYSMC_FABRIC="verbs", PYSMC_ZZZ="1")
         assert finding.status == "warn"
-        assert "PYSMC_FABRIC is no setting; PYSMC_FABRICS is." in finding.seen
-        assert finding.seen.endswith("PYSMC_ZZZ is no setting.")
+        assert finding.seen == "PYSMC_FABRIC is no setting; PYSMC_FABRICS is."
+
+    def test_a_name_of_somebody_else_is_left_alone(self, machine):
+        finding = self.look(machine, PYSMC_ZZZ="1")
+        assert finding.status == "ok"
+        assert "ZZZ" not in finding.seen
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pysmc.fabric.netlink import Neighbour
     from pysmc.fabric.verbs_ports import RdmaPort
 
-__all__ = ["REACH_WAIT", "Reach"]
+__all__ = ["IP_PKTINFO", "REACH_WAIT", "Reach"]
 
 REACH_WAIT: Final = 1.5
 """Seconds until a neighbour has to have answered. The kernel asks three times, a second
@@ -159,7 +159,7 @@ class Reach:
         if to.version != ours.version:
             message = f"the peer's GID {to} and ours, {ours}, are of two IP versions"
             raise OSError(0, message)
-        interface = socket.if_nametoindex(port.netdev) if port.netdev else 0
+        interface = _number_of(port.netdev)
         what = f"{to} from {ours} over {port.netdev}"
         try:
             route = self._netlink.route(to, ours, interface)
@@ -250,6 +250,13 @@ class Reach:
 def _address_of(gid: bytes) -> Address:
     address = ipaddress.IPv6Address(gid)
     return address.ipv4_mapped or address
+
+
+def _number_of(netdev: str) -> int:
+    try:
+        return socket.if_nametoindex(netdev) if netdev else 0
+    except OSError as error:
+        raise OSError(0, f"there is no network device {netdev}") from error
 
 
 def _silence(search: _Search, wait: float | None = None) -> str:

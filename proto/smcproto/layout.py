@@ -5,8 +5,9 @@ bits ignored when read and zero when written, 24-bit integers, enumeration membe
 instead of strings, several values in one byte. A layout is a construct ``Struct``
 of plain integers and bytes, one element for each run of the figure in the RFC; what
 an element means is decided here, and what a layout gives out are dictionaries,
-never construct's ``Container``. Repeated entries are read with ``struct``, because
-construct takes some microseconds for each and a message may hold hundreds.
+never construct's ``Container``. Because construct takes some microseconds for each
+element, what it was told is also put into one ``struct`` code, which reads and writes
+whatever is as it should be; anything else goes to construct, which says what is wrong.
 
 Knows no message of SMC-R.
 
@@ -43,6 +44,14 @@ class Field:
     """From what construct read to one value for each name; None: it is the value."""
     encode: Callable[..., Any] | None = None
     """From one value for each name to what construct writes; None: it is that."""
+    code: str = ""
+    """The ``struct`` code that reads and writes the same."""
+    read: Callable[[Any], Any] | None = None
+    """From what ``struct`` read to what construct would have; None: it is that."""
+    write: Callable[[Any], Any] | None = None
+    """From what construct would write to what ``struct`` takes; None: it is that."""
+    fixed: bytes = b""
+    """Of a constant: what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ _INTEGERS = {
     4: construct.Int32ub,
     8: construct.Int64ub,
 }
+_CODES = {1: "B", 2: "H", 4: "I", 8: "Q"}
 
 
 def member_or_int(codes: type[IntEnum]) -> Callable[[int], int]:
@@ -82,7 +92,20 @@ def member_or_int(codes: type[IntEnum]) -> Callable[[int], int]:
 
 def uint(name: str, size_bytes: int) -> Field:
     """An unsigned big-endian integer of 1, 2, 3, 4 or 8 bytes."""
-    return Field(name / _INTEGERS[size_bytes], (name,))
+    subcon = name / _INTEGERS[size_bytes]
+    if size_bytes == 3:  # struct has no code for it
+        return Field(subcon, (name,), None, None, "3s", _read_24, _write_24)
+    return Field(subcon, (name,), code=_CODES[size_bytes])
+
+
+def _read_24(packed: bytes) -> int:
+    return int.from_bytes(packed, "big")
+
+
+def _write_24(value: Any) -> bytes:
+    if type(value) is not int:
+        raise TypeError  # let construct have a look at it
+    return value.to_bytes(3, "big")
 
 
 def code(name: str, size_bytes: int, codes: type[IntEnum]) -> Field:
@@ -92,7 +115,10 @@ def code(name: str, size_bytes: int, codes: type[IntEnum]) -> Field:
     """
     convert = member_or_int(codes)
     return Field(
-        name / _INTEGERS[size_bytes], (name,), lambda number: (convert(number),)
+        name / _INTEGERS[size_bytes],
+        (name,),
+        lambda number: (convert(number),),
+        code=_CODES[size_bytes],
     )
 
 
@@ -112,6 +138,7 @@ def flags(name: str, members: type[IntFlag]) -> Field:
         (name,),
         lambda byte: (members(byte & defined),),
         encode,
+        "B",
     )
 
 
@@ -126,7 +153,8 @@ def raw(name: str, size_bytes: int) -> Field:
             raise _misfit(name, f"{len(value)} bytes where {size_bytes} are needed")
         return value
 
-    return Field(name / construct.Bytes(size_bytes), (name,), encode=encode)
+    subcon = name / construct.Bytes(size_bytes)
+    return Field(subcon, (name,), encode=encode, code=f"{size_bytes}s")
 
 
 def text(name: str, size_bytes: int) -> Field:
@@ -140,6 +168,7 @@ def text(name: str, size_bytes: int) -> Field:
         (name,),
         lambda padded: (decode_text(padded),),
         lambda value: encode_text(value, size_bytes, name),
+        f"{size_bytes}s",
     )
 
 
@@ -159,6 +188,7 @@ def words(name: str, count: int) -> Field:
         (name,),
         lambda packed: (codec.unpack(packed),),
         encode,
+        f"{codec.size}s",
     )
 
 
@@ -179,17 +209,18 @@ def bits(*members: Bit) -> Field:
         return byte
 
     names = tuple(bit.name for bit in members)
-    return Field(names[0] / construct.Int8ub, names, decode, encode)
+    return Field(names[0] / construct.Int8ub, names, decode, encode, "B")
 
 
 def constant(name: str, value: bytes) -> Field:
     """Bytes that are always the same; anything else is refused when read."""
-    return Field(name / construct.Const(value))
+    subcon = name / construct.Const(value)
+    return Field(subcon, code=f"{len(value)}s", fixed=value)
 
 
 def reserved(size_bytes: int) -> Field:
     """Bytes that are ignored when read and zero when written."""
-    return Field(construct.Padding(size_bytes))
+    return Field(construct.Padding(size_bytes), code=f"{size_bytes}x")
 
 
 def _misfit(name: str, problem: str) -> EncodeError:
@@ -238,15 +269,20 @@ class Layout:
         """
         self.name = name
         self._struct = construct.Struct(*(field.subcon for field in fields))
-        self._fields = tuple(
-            (field.subcon.name, field.names, field.decode, field.encode)
-            for field in fields
-            if field.names
-        )
+        self._fields = tuple(field for field in fields if field.names)
         self.names = frozenset(name for field in fields for name in field.names)
         """Names of all values."""
         self.size: int = self._struct.sizeof()
         """Bytes, exactly."""
+        self._codec = struct.Struct(">" + "".join(field.code for field in fields))
+        assert self._codec.size == self.size, "struct and construct read the same"
+        told = [field for field in fields if field.names or field.fixed]
+        self._plan = tuple(
+            (field.names, field.fixed, field.read, field.decode) for field in told
+        )
+        self._plan_back = tuple(
+            (field.names, field.fixed, field.encode, field.write) for field in told
+        )
         self._offsets: dict[str, int] = {}
         position = start
         for field in fields:
@@ -266,6 +302,29 @@ class Layout:
             DecodeError: A constant is not what it has to be.
         """
         assert len(data) - offset >= self.size, "the caller checks the length"
+        values: dict[str, Any] = {}
+        elements = self._codec.unpack_from(data, offset)
+        # zip without strict, which costs: both lengths are the layout's.
+        for (names, fixed, read, decode), element in zip(self._plan, elements):  # noqa: B905
+            if fixed:
+                if element != fixed:
+                    return self.parse_by_construct(data, offset)
+                continue
+            value = element if read is None else read(element)
+            if decode is None:
+                values[names[0]] = value
+            elif len(names) == 1:
+                (values[names[0]],) = decode(value)
+            else:
+                values.update(zip(names, decode(value)))  # noqa: B905
+        return values
+
+    def parse_by_construct(self, data: bytes, offset: int = 0) -> dict[str, Any]:
+        """Read the values as construct does; see `parse`, which gives the same.
+
+        Raises:
+            DecodeError: A constant is not what it has to be.
+        """
         try:
             container = self._struct.parse(data[offset : offset + self.size])
         except construct.ConstructError as error:
@@ -275,11 +334,10 @@ class Layout:
                 msg, field=field, offset=self._offsets.get(field)
             ) from error
         values: dict[str, Any] = {}
-        for key, names, decode, _encode in self._fields:
-            if decode is None:
-                values[key] = container[key]
-            else:
-                values.update(zip(names, decode(container[key]), strict=True))
+        for each in self._fields:
+            value, names = container[each.subcon.name], each.names
+            decoded = (value,) if each.decode is None else each.decode(value)
+            values.update(zip(names, decoded, strict=True))
         return values
 
     def build_from(self, source: object, **others: Any) -> bytes:
@@ -302,13 +360,33 @@ class Layout:
             EncodeError: A value does not fit; the field and its place are named.
         """
         assert values.keys() == self.names, self.names ^ values.keys()
+        elements: list[Any] = []
+        try:
+            for names, fixed, encode, write in self._plan_back:
+                if fixed:
+                    elements.append(fixed)
+                    continue
+                if encode is None:
+                    element = values[names[0]]
+                else:
+                    element = encode(*[values[name] for name in names])
+                elements.append(element if write is None else write(element))
+            return self._codec.pack(*elements)
+        except (EncodeError, struct.error, TypeError, OverflowError):
+            return self.build_by_construct(values)
+
+    def build_by_construct(self, values: Mapping[str, Any]) -> bytes:
+        """Write the values as construct does; see `build`, which gives the same.
+
+        Raises:
+            EncodeError: A value does not fit; the field and its place are named.
+        """
         tree = {}
         try:
-            for key, names, _decode, encode in self._fields:
-                if encode is None:
-                    tree[key] = values[key]
-                else:
-                    tree[key] = encode(*[values[name] for name in names])
+            for each in self._fields:
+                own = [values[name] for name in each.names]
+                value = own[0] if each.encode is None else each.encode(*own)
+                tree[each.subcon.name] = value
             built = self._struct.build(tree)
         except EncodeError as error:
             field, problem, cause = error.field, error.message, error

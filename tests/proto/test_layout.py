@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 from enum import IntEnum, IntFlag
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import smcproto.clc
+import smcproto.llc
+import smcproto.tcp_option  # with these, all layouts are there
+from smcproto.constants import (
+    CDC_BYTES,
+    CDC_TYPE,
+    EYECATCHER_SMCD,
+    EYECATCHER_SMCR,
+)
 from smcproto.errors import DecodeError, EncodeError
 from smcproto.layout import (
     Bit,
@@ -182,3 +195,83 @@ def test_a_row_that_does_not_fit_is_refused(row):
     with pytest.raises(EncodeError) as caught:
         ROWS.build([(1, b"abcd"), row])
     assert caught.value.field == "rows"
+
+
+# struct's path and construct's: whatever is read or written is the same.
+
+
+LAYOUTS = [each for each in gc.get_objects() if type(each) is Layout]
+CONSTANTS = (
+    b"",
+    b"\xab",
+    EYECATCHER_SMCR,
+    EYECATCHER_SMCD,
+    bytes((CDC_TYPE, CDC_BYTES)),
+    bytes((smcproto.tcp_option.KIND, smcproto.tcp_option.OPTION_BYTES))
+    + EYECATCHER_SMCR,
+)
+"""What layouts begin with that begin with something."""
+ODD = st.one_of(
+    st.sampled_from(
+        [None, True, 1.0, "", "A", "A ", "\u20ac", (), (1,), (-1, 0, 0, 0)]
+    ),
+    st.sampled_from([b"", b"\0", b"\0" * 300, bytearray(4), memoryview(b"1234")]),
+    st.sampled_from([Colour.RED, Switch.LOUD, -1, 0, 1, 7, 15, 1 << 32, 1 << 64]),
+    st.builds(lambda bits: (1 << bits) - 1, st.integers(1, 64)),
+    st.builds(lambda bits: 1 << bits, st.integers(1, 64)),
+)
+"""What may be given for a value."""
+
+
+def well_begun(layout: Layout, message: bytes) -> bytes:
+    """Put the layout's own constants at the beginning."""
+    for constants in CONSTANTS:
+        tried = constants + message[len(constants) :]
+        try:
+            layout.parse_by_construct(tried)
+        except DecodeError:
+            continue
+        return tried
+    raise AssertionError(layout.name)
+
+
+def told(call: Any, *args: Any) -> Any:
+    """Give what comes of a call, with the types of it, or all that its error says."""
+    try:
+        result = call(*args)
+    except (DecodeError, EncodeError) as error:
+        return type(error), error.field, error.offset, str(error)
+    except (TypeError, AttributeError) as error:  # what no message can hold
+        return type(error), str(error)
+    if isinstance(result, dict):
+        return {name: (type(value), value) for name, value in result.items()}
+    return type(result), result
+
+
+def test_all_layouts_are_found():
+    assert len(LAYOUTS) >= 26
+    assert {layout.name for layout in LAYOUTS} >= {"sample", "CDC", "SMC Decline"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda each: each.name)
+@given(data=st.data())
+def test_both_paths_read_the_same(layout, data):
+    size = layout.size
+    message = data.draw(st.binary(min_size=size, max_size=size))
+    if data.draw(st.booleans()):
+        message = well_begun(layout, message)
+    before = data.draw(st.sampled_from([b"", b"????"]))
+    place = (before + message + b"??", len(before))
+    assert told(layout.parse, *place) == told(layout.parse_by_construct, *place)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda each: each.name)
+@given(data=st.data())
+def test_both_paths_write_the_same(layout, data):
+    size = layout.size
+    message = data.draw(st.binary(min_size=size, max_size=size))
+    values = layout.parse(well_begun(layout, message))
+    if layout.names:
+        names = st.sampled_from(sorted(layout.names))
+        values |= data.draw(st.dictionaries(names, ODD, max_size=2))
+    assert told(layout.build, values) == told(layout.build_by_construct, values)

@@ -108,6 +108,8 @@ class FirstContacts:
         Raises:
             AssertionError: Somebody does; a fault of ours.
         """
+        if not (self._going or self._waiting):
+            return
         for handshake in _all(self._going):
             assert not handshake.is_over, f"{handshake} is over, and holds up others"
         for handshake in _all(self._waiting):

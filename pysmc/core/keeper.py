@@ -331,16 +331,17 @@ class Keeper:
             AssertionError: It does not; a fault of ours.
         """
         groups = self.groups.all()
-        assert set(self.flows) == set(groups), "flows of a group that is not there"
-        assert self.rmb_bytes == sum(group.rmb_bytes for group in groups)
+        assert self.flows.keys() == set(groups), "flows of a group that is not there"
+        assert self.rmb_bytes == sum([group.rmb_bytes for group in groups])
         assert self.rmb_bytes == sum(self.rmb_bytes_of.values())
-        users = Counter(
+        users = [
             handshake.group
             for handshake in self._context.handshakes
             if handshake.group is not None and handshake.connection is None
-        )
+        ]
+        users_of = Counter(users) if users else {}
         for group in groups:
-            places = users[group] + len(group.connections)
+            places = users_of.get(group, 0) + len(group.connections)
             assert group.places_taken == places, f"{group}: places and users differ"
             assert not group.is_ended, f"{group}: ended, and still listed"
             self._check_memory(group)
@@ -349,11 +350,12 @@ class Keeper:
                 connection.check()
 
     def _check_memory(self, group: LinkGroup) -> None:
+        confirmed, registered = RmbState.CONFIRMED, RmbState.REGISTERED
         idle = list(group.pool)
         used = [connection.rmb for connection in group.connections.values()]
         assert len({*idle, *used}) == len(idle) + len(used), f"{group}: RMB used twice"
         for rmb in idle:
-            assert rmb.state is RmbState.CONFIRMED, f"{rmb} lies in the pool"
+            assert rmb.state is confirmed, f"{rmb} lies in the pool"
             assert rmb.handshake is None, f"{rmb} lies in the pool, and is waited for"
         for rmb in used:
-            assert rmb.state in {RmbState.REGISTERED, RmbState.CONFIRMED}, rmb
+            assert rmb.state is confirmed or rmb.state is registered, rmb

@@ -176,14 +176,25 @@ class Watch:
     ) -> None:
         original = cls.__dict__[name]
 
-        @functools.wraps(original)
-        def watched(*args: Any, **options: Any) -> Any:
-            if before is not None:
-                before(*args, **options)
-            result = original(*args, **options)
-            if after is not None:
-                after(result, *args, **options)
-            return result
+        if after is None:
+            assert before is not None, "nothing to watch for"
+            watch_before: Callable[..., None] = before
+
+            @functools.wraps(original)
+            def watched(*args: Any, **options: Any) -> Any:
+                watch_before(*args, **options)
+                return original(*args, **options)
+
+        else:
+            watch_after: Callable[..., None] = after
+
+            @functools.wraps(original)
+            def watched(*args: Any, **options: Any) -> Any:
+                if before is not None:
+                    before(*args, **options)
+                result = original(*args, **options)
+                watch_after(result, *args, **options)
+                return result
 
         self._originals.append((cls, name, original))
         setattr(cls, name, watched)
@@ -235,12 +246,15 @@ class Watch:
         if endpoint is None or driver._settling or driver.is_forked:
             return
         size = len(endpoint._context.timers)
+        if size <= SMALL or self._is_turn(driver, size):
+            self._check_core(driver, endpoint)
+
+    def _is_turn(self, driver: Pump, size: int) -> bool:
+        """Tell whether a large core is checked this time."""
         waited = self._unchecked.get(driver, 0) + SMALL
-        if waited < size:
-            self._unchecked[driver] = waited
-            return
-        self._unchecked[driver] = 0
-        self._check_core(driver, endpoint)
+        is_turn = waited >= size
+        self._unchecked[driver] = 0 if is_turn else waited
+        return is_turn
 
     def _check_core(self, driver: Pump, endpoint: Endpoint) -> None:
         try:

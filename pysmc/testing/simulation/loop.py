@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from pysmc.config import Config
     from pysmc.fabric.base import Device, UpdateCodec
     from pysmc.testing.simulation.process import Process
+    from pysmc.testing.simulation.world import World
 
 __all__ = ["SimSelector", "WorldLoop"]
 
@@ -78,10 +79,13 @@ class SimSelector:
         for device, _ in self.devices:
             if device.pending():
                 return True
-        for fd in list(self.hot):
-            if self._ready(fd):
-                return True
-            del self.hot[fd]
+        hot = self.hot
+        while hot:
+            for fd in hot:
+                if self._ready(fd):
+                    return True
+                break
+            del hot[fd]
         return False
 
     def _ready(self, fd: int) -> int:
@@ -199,15 +203,17 @@ class WorldLoop(Loop):
         process: Whose loop.
     """
 
-    __slots__ = ("_made_tasks", "process", "selector")
+    __slots__ = ("_made_tasks", "_world", "process", "selector")
 
     process: Process
     selector: SimSelector
+    _world: World
 
     def __new__(cls, process: Process) -> Self:
         """Know the process before the loop begins."""
         loop = super().__new__(cls, process.config)
         loop.process = process
+        loop._world = process.world
         return loop
 
     def __init__(self, process: Process) -> None:
@@ -253,7 +259,7 @@ class WorldLoop(Loop):
 
     def time(self) -> float:
         """Tell the world's time."""
-        return self.process.world.now
+        return self._world.now
 
     def _process_events(self, event_list: Any) -> None:
         if event_list:
@@ -278,7 +284,7 @@ class WorldLoop(Loop):
         self._made_tasks += 1
         name = str(name or f"{self.process.name}-{self._made_tasks}")
         task = super().create_task(coro, name=name, **options)
-        self.process.tasks[task] = None
+        self.process.add_task(task)
         return task
 
     def __del__(self) -> None:

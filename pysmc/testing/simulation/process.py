@@ -33,6 +33,8 @@ __all__ = ["Process"]
 
 CLOSES_OF_A_COROUTINE = 8
 """A coroutine that waits again where it should end is told so often."""
+TASKS_KEPT = 64
+"""Entries of tasks that are gone are forgotten when there may be so many."""
 PLAIN_TURNS = 0.25
 """Part of the turns that run in asyncio's own order."""
 
@@ -57,10 +59,9 @@ class Process:
         self.entropy: random.Random = world.stream(f"process {name}")
         """Where its peer IDs and tokens come from."""
         self._dead: list[asyncio.Task[Any]] = []
-        self.tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], None] = (
-            weakref.WeakKeyDictionary()
-        )
-        """Its tasks, in their order."""
+        self._tasks: list[weakref.ref[asyncio.Task[Any]]] = []
+        """In their order; also some that are gone."""
+        self._tasks_max = TASKS_KEPT
         self.is_stopped = False
         self.is_crashed = False
         self.turns = 0
@@ -133,6 +134,19 @@ class Process:
         """Start a task in it."""
         return self.loop.create_task(coroutine, name=name)
 
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """Its tasks, in their order."""
+        return [task for known in self._tasks if (task := known()) is not None]
+
+    def add_task(self, task: asyncio.Task[Any]) -> None:
+        """Know a task for as long as anybody else does."""
+        # A WeakKeyDictionary costs more than many a short task.
+        if len(self._tasks) >= self._tasks_max:
+            self._tasks = [known for known in self._tasks if known() is not None]
+            self._tasks_max = 2 * len(self._tasks) + TASKS_KEPT
+        self._tasks.append(weakref.ref(task))
+
     # What happens to it
 
     def cancel_at(self, task: asyncio.Task[Any], nth: int) -> None:
@@ -165,7 +179,7 @@ class Process:
         self.world.note(f"{self.name} crashes")
         self.is_crashed = True
         # The collector would let them run to their ends.
-        self._dead = list(self.tasks)
+        self._dead = self.tasks
         for owner in list(self.descriptors.owners.values()):
             if isinstance(owner, WorldDevice):
                 owner.forget_posts(self._chance)
@@ -211,7 +225,7 @@ class Process:
         """Its tasks that are not done."""
         if not self.is_alive:
             return []
-        return [task for task in list(self.tasks) if not task.done()]
+        return [task for task in self.tasks if not task.done()]
 
     def take_error(
         self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]
@@ -283,7 +297,7 @@ class Process:
         self._selector.touch(fd)
 
     def _forget_tasks(self) -> None:
-        for task in list(self.tasks):
+        for task in self.tasks:
             if not task.done():
                 cpython.forget_pending(task)
                 coroutine: Any = task.get_coro()

@@ -118,6 +118,14 @@ class SimSocket:
         """Tell the descriptor, -1 when closed."""
         return self.kernel.fileno()
 
+    def recv(self, count: int, flags: int = 0) -> bytes:
+        """Receive; see `KernelSocket.recv`."""
+        return self.kernel.recv(count, flags)
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        """Send; see `KernelSocket.send`."""
+        return self.kernel.send(data, flags)
+
     def accept(self) -> tuple[SimSocket, Address]:
         """Take the next connection; see `KernelSocket.accept`."""
         made, address = self.kernel.accept()

@@ -199,8 +199,8 @@ class Talking:
     @property
     def is_over(self) -> bool:
         """Whether both programs have ended, and were told of their connections' end."""
-        client, server = self.client, self.server
-        return client.is_over and (server.is_over or not server.made)
+        server = self.server
+        return self.client.is_over and (server.is_over or not server.made)
 
     @property
     def is_complete(self) -> bool:
@@ -277,7 +277,10 @@ class Town:
     @property
     def is_over(self) -> bool:
         """Whether every program has ended."""
-        return all(talking.is_over for talking in self.talkings)
+        for talking in self.talkings:  # noqa: SIM110  # asked after every step
+            if not talking.is_over:
+                return False
+        return True
 
     def close_servers(self) -> None:
         """Accept no more callers."""

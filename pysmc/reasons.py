@@ -47,7 +47,8 @@ _ROWS = (
         "SETUP_MISSING",
         None,
         "No way of discovery works here.",
-        "Enable one that does: 'local' on this host, 'static' for listed peers.",
+        "Enable one that does, 'local' on this host or 'static' for listed peers;"
+        " 'pysmc doctor' tries them.",
     ),
     ReasonText(
         "PEER_NO_SMC",
@@ -65,7 +66,7 @@ _ROWS = (
         "NO_DEVICE",
         0x03030000,
         "There is no usable device or GID.",
-        "Check that the fabric works on the side named.",
+        "Run 'pysmc doctor' on the side named: it says what is missing.",
     ),
     ReasonText(
         "NO_COMMON_EID",
@@ -113,7 +114,7 @@ _ROWS = (
         "ROUTE",
         0x030E0000,
         "There is no route between the RoCE devices.",
-        "Check the routes of both ends.",
+        "Check the routes of both ends: 'pysmc doctor --peer HOST'.",
     ),
     ReasonText(
         "NO_MEMORY",
@@ -125,7 +126,8 @@ _ROWS = (
         "MEMLOCK",
         0x01010000,
         "The limit of pinned memory is reached.",
-        "Raise RLIMIT_MEMLOCK ('ulimit -l').",
+        "Raise RLIMIT_MEMLOCK ('ulimit -l', LimitMEMLOCK= of a service);"
+        " 'pysmc doctor' counts what fits.",
     ),
     ReasonText(
         "LIMIT",
@@ -143,7 +145,8 @@ _ROWS = (
         "LINK_FAILED",
         0x02010000,
         "The first link was not confirmed in time.",
-        "Check that the devices of both ends reach each other.",
+        "Check that the devices of both ends reach each other:"
+        " 'pysmc doctor --peer HOST'.",
     ),
     ReasonText(
         "OUT_OF_SYNC",

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from pysmc.cli import SUBCOMMANDS
 from pysmc.reasons import REASONS, Reason, reason
 from smcproto.diagnosis import describe
 
+COMMAND = re.compile(r"'pysmc (\w+)")
 NAMES = [
     "NOT_MARKED",
     "DISABLED",
@@ -41,6 +45,12 @@ def test_each_row_is_two_whole_sentences() -> None:
         for text in (row.sentence, row.advice):
             assert text[0].isupper(), text
             assert text.endswith("."), text
+
+
+def test_commands_that_are_advised_exist() -> None:
+    advised = [m for row in REASONS.values() for m in COMMAND.findall(row.advice)]
+    assert len(advised) >= 5
+    assert set(advised) <= set(SUBCOMMANDS)
 
 
 def test_codes_are_decline_codes_with_a_name() -> None:

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pysmc.config import Config
 from pysmc.disposal import wait_unmapped
 from pysmc.fabric.base import UpdateCodec
 from pysmc.fabric.shm import ShmDevice
 from pysmc.fabric.sim import SimNetwork
-from pysmc.fabric.verbs import VerbsDevice
 from smcproto import cdc
 
 if TYPE_CHECKING:
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from pysmc.fabric.base import Device
     from pysmc.fabric.shm import ShmDomain
     from pysmc.testing.conformance import MakePair
-    from tests.fabric.fake_verbs import World
+    from tests.fabric.fake_verbs import Roce
     from tests.fabric.rawpeer import RawPeer
 
     Pair = tuple[Device, Device, Callable[[], object]]
@@ -154,30 +152,19 @@ def make_sim_pair(request: pytest.FixtureRequest) -> MakePair:
 
 @contextmanager
 def verbs_pair() -> Iterator[Pair]:
-    fake = _load("fake_verbs")
-    world: World = fake.World()
-    codec = UpdateCodec(cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe")
-    libraries = [world.device(number) for number in (1, 2)]
-    finders = [fake.FakeFinder(world) for _ in libraries]
-    devices = [
-        VerbsDevice(
-            fake.make_port(number),
-            codec=codec,
-            config=Config(),
-            verbs=verbs,
-            finder=finder,
-        )
-        for number, verbs, finder in zip((1, 2), libraries, finders, strict=True)
-    ]
+    roce: Roce = _load("fake_verbs").Roce()
     try:
-        yield devices[0], devices[1], world.run
+        yield roce.devices[0], roce.devices[1], roce.world.run
     finally:
-        for device in devices:
-            device.close()
-    for verbs, finder, device in zip(libraries, finders, devices, strict=True):
-        assert verbs.is_closed
-        assert not finder.is_open
-        assert not device.count.bytes
+        roce.close()
+
+
+@pytest.fixture
+def roce() -> Iterator[Roce]:
+    """Two verbs devices on an imitation of the verbs library."""
+    roce: Roce = _load("fake_verbs").Roce()
+    yield roce
+    roce.close()
 
 
 @pytest.fixture

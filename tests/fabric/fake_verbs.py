@@ -17,16 +17,21 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from pysmc.config import Config
 from pysmc.fabric import verbs_api as api
+from pysmc.fabric.base import UpdateCodec
+from pysmc.fabric.verbs import VerbsDevice
 from pysmc.fabric.verbs_api import Limits, Path, SendRequest, VerbsError
 from pysmc.fabric.verbs_ports import ROCE_V2, RdmaPort
+from pysmc.testing.conformance_bench import Bench
+from smcproto import cdc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pysmc.fabric.verbs_api import CompletionQueue, ReceiveBlocks
 
-__all__ = ["FakeFinder", "FakeQueuePair", "FakeVerbs", "World", "make_port"]
+__all__ = ["FakeFinder", "FakeQueuePair", "FakeVerbs", "Roce", "World", "make_port"]
 
 ATTEMPTS = 300
 LIMITS = Limits(16384, 32767)
@@ -94,6 +99,7 @@ class FakeVerbs:
         self.failures: dict[str, deque[int]] = {}
         """Errnos of the next calls of an operation; 0 lets one succeed."""
         self.is_closed = False
+        self.queue_fds: set[int] = set()
         self.memory: dict[int, FakeRegistration] = {}
 
     def call(self, operation: str) -> None:
@@ -151,7 +157,8 @@ class FakeVerbs:
 
     def abandon(self) -> None:
         """Be in a forked child."""
-        os.close(self.event_fd)
+        for fd in (self.event_fd, *self.queue_fds):
+            os.close(fd)
 
 
 class FakeQueue:
@@ -165,6 +172,7 @@ class FakeQueue:
         self.waiting: deque[tuple[FakeQueuePair, Done]] = deque()
         self.is_armed = False
         self.pairs = 0
+        verbs.queue_fds.add(self.fd)
         verbs.count("queue")
 
     def push(self, pair: FakeQueuePair, done: Done) -> None:
@@ -207,6 +215,7 @@ class FakeQueue:
         if self.pairs:
             raise VerbsError(errno.EBUSY, "destroy a completion queue")
         os.close(self.fd)
+        self.verbs.queue_fds.remove(self.fd)
         self.verbs.open["queue"] -= 1
 
 
@@ -551,3 +560,39 @@ class FakeFinder:
         if self.is_open:
             self.is_open = False
             os.close(self._bell)
+
+
+class Roce:
+    """Two hosts of one world: their libraries, finders and devices, and a bench."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.world = World()
+        self.libraries = [self.world.device(number, limits) for number in (1, 2)]
+        self.finders = [FakeFinder(self.world) for _ in self.libraries]
+        self.devices = [self._open(host) for host in (0, 1)]
+        self.bench = Bench(self.devices[0], self.devices[1], self.world.run)
+
+    def _open(self, host: int) -> VerbsDevice:
+        codec = UpdateCodec(cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe")
+        return VerbsDevice(
+            make_port(host + 1),
+            codec=codec,
+            config=Config(),
+            verbs=self.libraries[host],
+            finder=self.finders[host],
+        )
+
+    def library_pair(self, number: int) -> FakeQueuePair:
+        """Find what the library has for a queue pair."""
+        return self.world.pairs[number]
+
+    def close(self) -> None:
+        """Close both devices, and see that nothing is left."""
+        for device in self.devices:
+            device.close()
+        for verbs, finder, device in zip(
+            self.libraries, self.finders, self.devices, strict=True
+        ):
+            assert verbs.is_closed
+            assert not finder.is_open
+            assert not device.count.bytes

@@ -58,6 +58,7 @@ PLACES: Final = (
     "/usr/lib/python{0}.{1}/site-packages",
 )
 """Where distributions put it."""
+_LIBRARY: Final = re.compile(r"/libibverbs\.so\.1\.\d+\.([\d.]+)$", re.MULTILINE)
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
 
 _QPT_RC: Final = 2
@@ -90,7 +91,7 @@ class Pyverbs(NamedTuple):
     path: str
     """The package's directory, empty when it is nowhere."""
     version: str
-    """Of rdma-core, for which it was built: "44"; empty when it cannot be told."""
+    """Of the rdma-core that is loaded with it: "44.0"; empty when it cannot be told."""
     interpreter: str
     """This Python, as extension modules name it: "cpython-311-x86_64-linux-gnu"."""
     problem: str
@@ -105,7 +106,7 @@ def find_pyverbs() -> Pyverbs:
         places = ", ".join(_places())
         problem = f"python3-pyverbs is not installed: not on the path, not in {places}"
         return Pyverbs("", "", interpreter, problem)
-    built_for, version = _inspect(directory)
+    built_for, wanted = _inspect(directory)
     problem = ""
     if built_for and interpreter not in built_for:
         there = ", ".join(sorted(built_for))
@@ -114,7 +115,8 @@ def find_pyverbs() -> Pyverbs:
         try:
             _load(directory)
         except ImportError as exc:
-            problem = _explain(exc, version)
+            problem = _explain(exc, wanted)
+    version = "" if problem else _loaded_version()
     return Pyverbs(str(directory), version, interpreter, problem)
 
 
@@ -136,20 +138,32 @@ def _locate() -> FilePath | None:
 
 
 def _inspect(directory: FilePath) -> tuple[set[str], str]:
-    """Tell for which Pythons and which rdma-core its extensions were built."""
-    built_for, version = set(), ""
+    """Tell for which Pythons its extensions were built, and what they want.
+
+    That is the version of libibverbs' private symbols, which is not rdma-core's own.
+    """
+    built_for, wanted = set(), ""
     for file in directory.glob("device.*.so"):
         built_for.add(file.name.split(".")[1])
         with contextlib.suppress(OSError):
-            found = re.search(rb"IBVERBS_PRIVATE_(\d+)", file.read_bytes())
-            version = found[1].decode() if found else ""
-    return built_for, version
+            found = re.search(rb"IBVERBS_PRIVATE_\d+", file.read_bytes())
+            wanted = found[0].decode() if found else ""
+    return built_for, wanted
 
 
-def _explain(exc: ImportError, version: str) -> str:
+def _loaded_version() -> str:
+    """Tell rdma-core's version: the file of its library has it in its name."""
+    with contextlib.suppress(OSError):
+        maps = FilePath("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+        found = _LIBRARY.search(maps)
+        return found[1] if found else ""
+    return ""
+
+
+def _explain(exc: ImportError, wanted: str) -> str:
     text = str(exc)
     if "IBVERBS_PRIVATE" in text:
-        return f"pyverbs is of rdma-core {version}, and the installed libibverbs is not"
+        return f"pyverbs wants another libibverbs than the installed one ({wanted})"
     if "libibverbs" in text:
         return "pyverbs needs libibverbs, which is not installed"
     return f"pyverbs cannot be loaded: {text}"

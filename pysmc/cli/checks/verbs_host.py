@@ -44,7 +44,7 @@ def pyverbs(machine: Machine) -> Finding:
     """Find and load pyverbs."""
     found = machine.find_pyverbs()
     if found.problem:
-        return fail(f"{found.problem[:1].upper()}{found.problem[1:]}.")
+        return fail(f"{found.problem}.")
     version = f"rdma-core {found.version}" if found.version else "unknown version"
     return ok(f"pyverbs of {version}, for {found.interpreter}, in {found.path}.")
 

@@ -30,7 +30,7 @@ DENIED = "Permission denied"
         (
             Pyverbs("", "", "cpython-312", "python3-pyverbs is not installed"),
             "fail",
-            "Python3-pyverbs is not installed.",
+            "python3-pyverbs is not installed.",
         ),
     ],
 )

@@ -29,7 +29,18 @@ BOOT_MODULES = (
     "crc32_generic", "crc32c_generic", "veth", "rdma_rxe", "ib_uverbs",
 )  # fmt: skip
 """What every guest uses; modprobe finds the others in the cached kernel."""
-FOLDERS = ("bin", "dev", "proc", "sys", "lower", "upper", "root", "modules", "pack")
+FOLDERS = (
+    "bin",
+    "dev",
+    "proc",
+    "sys",
+    "lower",
+    "upper",
+    "root",
+    "modules",
+    "pack",
+    "share",
+)
 FORMAT = 1
 """Changes with what an archive looks like, so that no old one is taken."""
 
@@ -59,7 +70,7 @@ class Part:
 
 def build(kernel: Kernel) -> Path:
     """Give the archive for a kernel; make it when one of its parts has changed."""
-    parts = [*_own(kernel), *packed(pack.files())]
+    parts = [*_own(kernel), *packed(pack.installed())]
     text = "\n".join([str(FORMAT), *(part.key for part in parts)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache() / f"initramfs-{kernel.version}-{digest}"
@@ -71,6 +82,18 @@ def build(kernel: Kernel) -> Path:
             write(file, parts)
         fresh.rename(path)
     return path
+
+
+def write_tree(results: Path) -> None:
+    """Put the checkout's files into the share; the guest unpacks them.
+
+    They change too often to be in an archive that is kept.
+
+    Args:
+        results: The share.
+    """
+    with (results / "tree.cpio").open("wb") as file:
+        write(file, packed(pack.tree()))
 
 
 def _own(kernel: Kernel) -> Iterator[Part]:

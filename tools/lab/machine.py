@@ -88,6 +88,7 @@ def prepare(results: Path, *, is_shell: bool = False) -> Setup:
     """
     found = kernel.get()
     archive = initramfs.build(found)
+    initramfs.write_tree(results)
     memory = int(os.environ.get("PYSMC_LAB_MEMORY_MB", MEMORY_MB))
     way = accelerator(found)
     return Setup(way, found, archive, results, memory, is_shell)

@@ -49,10 +49,19 @@ VERBS = ("libibverbs*", "librdmacm*", "libnl-*")
 """Libraries that pyverbs loads, and their drivers."""
 
 
-def files() -> list[Path]:
-    """List what is packed: existing paths without a link in their folders."""
+def installed() -> list[Path]:
+    """List what seldom changes: existing paths without a link in their folders."""
+    return _settled((*_python(), *_programs(), *_verbs()))
+
+
+def tree() -> list[Path]:
+    """List what is in the checkout."""
+    return _settled(path for name in TREE for path in _walk(ROOT / name))
+
+
+def _settled(paths: Iterable[Path]) -> list[Path]:
     found: dict[Path, None] = {}
-    for path in (*_tree(), *_python(), *_programs(), *_verbs()):
+    for path in paths:
         found[path.parent.resolve() / path.name] = None
         if path.is_symlink():
             found[path.resolve()] = None
@@ -61,11 +70,6 @@ def files() -> list[Path]:
 
 def _is_small(path: Path) -> bool:
     return path.stat().st_size <= BIGGEST
-
-
-def _tree() -> Iterator[Path]:
-    for name in TREE:
-        yield from _walk(ROOT / name)
 
 
 def _python() -> Iterator[Path]:

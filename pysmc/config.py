@@ -141,6 +141,9 @@ class Config:
             _check(item.name, getattr(self, item.name), dict(item.metadata))
         if "static" not in self.discovery and self.peers:
             _refuse("peers", self.peers, 'nothing unless discovery contains "static"')
+        if self.rdma_device and not _is_rdma_device(self.rdma_device):
+            text = "name, name:port (1-255) or name:port:gid_index, as in rxe0:1:1"
+            _refuse("rdma_device", self.rdma_device, text)
         least = self.confirm_link_server_wait + 2 * self.decline_wait
         if self.confirm_link_client_wait < least - 1e-9:
             # The server's Decline has to come before the client's goes out.
@@ -238,6 +241,18 @@ def _is_ueid(text: Any) -> bool:
         and set(text) <= UEID_ALPHABET
         and text[0] not in ".-"
         and ".." not in text
+    )
+
+
+def _is_rdma_device(text: str) -> bool:
+    name, *numbers = text.split(":")
+    return (
+        name != ""
+        and name.isascii()
+        and not set(name) & set("/ \t\n")
+        and len(numbers) <= 2
+        and all(number.isascii() and number.isdigit() for number in numbers)
+        and all(int(number) in range(1, 256) for number in numbers[:1])
     )
 
 

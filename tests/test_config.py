@@ -59,6 +59,13 @@ def test_the_client_waits_longer_for_confirm_link() -> None:
         ("allowed_uids", ("root",), "user numbers"),
         ("peers", "10.0.0.1", "host or host:port"),
         ("rdma_device", 5, "text"),
+        ("rdma_device", ":1", "name:port:gid_index"),
+        ("rdma_device", "rxe0:0", "name:port (1-255)"),
+        ("rdma_device", "rxe0:256", "name:port (1-255)"),
+        ("rdma_device", "rxe0:1:x", "as in rxe0:1:1"),
+        ("rdma_device", "rxe0:1:1:1", "as in rxe0:1:1"),
+        ("rdma_device", "../rxe0", "as in rxe0:1:1"),
+        ("rdma_device", "rxe0:", "as in rxe0:1:1"),
         ("max_connections", 15, "from 16 to 255"),
         ("max_connections", True, "from 16 to 255"),
         ("max_links", 2, "from 1 to 1"),
@@ -90,6 +97,8 @@ def test_good_values() -> None:
     config = Config(
         ueids=("PYSMC-TEST", "A.B"), rmbe_bytes=16384, allowed_uids=(0,), fabrics=()
     )
+    for device in ("", "rxe0", "mlx5_0:255", "rxe0:1:0"):
+        assert Config(rdma_device=device).rdma_device == device
     assert config.ueids == ("PYSMC-TEST", "A.B")
 
 

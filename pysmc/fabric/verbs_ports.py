@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -249,10 +249,11 @@ def choose(
             found = found or [port for port in ports if port.netdev == netdev]
         if not found:
             refuse(f"{where} carries the connection, but no RDMA device")
-    problems = [f"GID {port.address} {port.problem}" for port in found if port.problem]
     good = usable(found)
     if not good:
-        refuse(f"{where}: {problems[0]}")
+        # The one that lacks least: everything but an active port, if there is such.
+        best = min(found, key=lambda port: replace(port, state=ACTIVE).problem != "")
+        refuse(f"{where}: GID {best.address} {best.problem}")
     if configured.count(":") == 2:
         return good[0]
     return _nearest(good, where, local, subnets, anywhere=bool(configured))

@@ -128,8 +128,11 @@ class PortFinder:
             except OSError as error:
                 refuse(f"the addresses of {netdev} cannot be read: {error.strerror}")
         net = self._root.parent / "net"
+        ports = list_ports(self._root)
+        if _is_vlan(net / netdev) and all(port.netdev != netdev for port in ports):
+            refuse(f"network device {netdev} is a VLAN without a GID", "VLAN")
         return choose(
-            list_ports(self._root),
+            ports,
             local=ours,
             netdevs=[netdev, *_devices_below(net, netdev)] if netdev else (),
             subnets=subnets,
@@ -151,11 +154,18 @@ def _devices_below(net: Path, netdev: str) -> list[str]:
     return found
 
 
-def _lower(path: Path) -> list[str]:
+def _is_vlan(path: Path) -> bool:
     try:
-        if "DEVTYPE=vlan" in (path / "uevent").read_text(encoding="ascii"):
-            return []
+        return b"DEVTYPE=vlan" in (path / "uevent").read_bytes()
+    except OSError:
+        return False
+
+
+def _lower(path: Path) -> list[str]:
+    if _is_vlan(path):
+        return []
+    try:
         names = sorted(entry.name for entry in path.iterdir())
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return []
     return [name.removeprefix("lower_") for name in names if name.startswith("lower_")]

@@ -11,6 +11,7 @@ Source: rtnetlink(7), netlink(7), kernel `include/uapi/linux/rtnetlink.h`,
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -58,7 +59,7 @@ _NEIGHBOUR_GROUP = 1 << 2  # RTNLGRP_NEIGH
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 2, 4, 5, 18
 _NDA_DST = 1
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_LOCAL_ROUTE = 2  # RTN_LOCAL
+_UNICAST_ROUTE, _LOCAL_ROUTE = 1, 2  # RTN_UNICAST, RTN_LOCAL
 _TYPE_MASK = 0x3FFF  # without the flags "nested" and "network byte order"
 _ANSWER_BYTES: Final = 64 * 1024
 
@@ -263,12 +264,16 @@ def _route_of(answer: bytes) -> Route:
     gateway = attributes.get(_RTA_GATEWAY)
     if gateway is None and _RTA_VIA in attributes:
         gateway = attributes[_RTA_VIA][2:]  # an IPv6 one of an IPv4 route
+    kind = _ROUTE.unpack_from(answer)[7]
+    if kind not in {_UNICAST_ROUTE, _LOCAL_ROUTE}:
+        # A peer may name a broadcast, whose neighbour is always there.
+        raise OSError(errno.EADDRNOTAVAIL, "it is not the address of one host")
     if _RTA_OIF not in attributes:
         raise _broken()
     return Route(
         interface=_NUMBER.unpack(attributes[_RTA_OIF])[0],
         gateway=None if gateway is None else ipaddress.ip_address(gateway),
-        is_local=_ROUTE.unpack_from(answer)[7] == _LOCAL_ROUTE,
+        is_local=kind == _LOCAL_ROUTE,
     )
 
 

@@ -232,8 +232,10 @@ class VerbsDevice(Device):
             FabricError: Status ``NO_MEMORY``.
         """
         # What is left of a queue pair that was destroyed must not be taken for that of
-        # a new one with the same number.
-        self._collect()
+        # a new one with the same number, nor stand in its completions' way.
+        for _ in range((_ENTRIES << len(self._queues)) // _BATCH):
+            if not self._collect():
+                break
         for queue in self._queues:
             if queue.room:
                 return queue

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from pysmc.fabric.verbs_domain import VerbsDomain
     from pysmc.fabric.verbs_memory import ReceiveSlab
 
-__all__ = ["INLINE_BYTES", "SENDS", "VerbsQueuePair"]
+__all__ = ["INLINE_BYTES", "MESSAGES_WAITING_MAX", "SENDS", "VerbsQueuePair"]
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ SENDS: Final = 128
 """Requests of a queue pair that the device has at once."""
 INLINE_BYTES: Final = 64
 """Requests up to this length are copied by the post, which spares the device a look."""
+MESSAGES_WAITING_MAX: Final = 1024
+"""SENDs that wait for room, updates aside."""
 HOP_LIMIT: Final = 64
 _SEND_BYTES_MAX: Final = 1100
 _SLOT_MASK: Final = RECEIVE_BIT - 1
@@ -151,6 +153,8 @@ class VerbsQueuePair(QueuePair):
         """Number of the request and wr_id of what has not completed."""
         self._waiting: deque[tuple[int, memoryview | bytes, int, int, int]] = deque()
         """Opcode, bytes, rkey, address, wr_id of what found no room."""
+        self._messages_waiting = 0
+        """SENDs among these that are no updates."""
         self._codec = domain.device.codec
         self._end = "the queue pair is closed"
         """What ended it, in words."""
@@ -272,7 +276,23 @@ class VerbsQueuePair(QueuePair):
     ) -> None:
         """Put a request into the chain, or behind those that wait."""
         if self._waiting or not self._place(opcode, data, rkey, address, wr_id):
-            self._waiting.append((opcode, bytes(data), rkey, address, wr_id))
+            self._wait(opcode, bytes(data), rkey, address, wr_id)
+
+    def _wait(
+        self, opcode: int, data: bytes, rkey: int, address: int, wr_id: int
+    ) -> None:
+        """Keep a request until there is room.
+
+        Writes and updates are bounded by who writes. Messages may be answers, and a
+        peer that takes none can ask for as many as it likes.
+        """
+        if opcode == WR_SEND and wr_id < 0 and data:
+            self._messages_waiting += 1
+            if self._messages_waiting > MESSAGES_WAITING_MAX:
+                text = f"the peer took none of {MESSAGES_WAITING_MAX + SENDS} SENDs"
+                self.go_down(Status.TIMED_OUT, text)
+                return
+        self._waiting.append((opcode, data, rkey, address, wr_id))
 
     def _place(
         self, opcode: int, data: memoryview | bytes, rkey: int, address: int, wr_id: int
@@ -370,7 +390,9 @@ class VerbsQueuePair(QueuePair):
     def _post_waiting(self) -> None:
         waiting = self._waiting
         while waiting and self._place(*waiting[0]):
-            waiting.popleft()
+            opcode, data, _, _, wr_id = waiting.popleft()
+            if opcode == WR_SEND and wr_id < 0 and data:
+                self._messages_waiting -= 1
         if not waiting and self._state is _State.CLOSING and not self._goodbye:
             self._goodbye = self._posted  # it was the last one
         self.flush_chain()

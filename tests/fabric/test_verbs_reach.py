@@ -231,7 +231,7 @@ def test_an_answer_of_one_that_was_cancelled_is_not_given(scene: Scene) -> None:
         ("10.1.0.9", "10.9.0.1", "near", "there is no route to 10.1.0.9 from 10.9.0.1"),
         ("10.9.0.9", "10.1.0.1", "", "Network is unreachable"),
         ("10.1.0.9", "10.1.0.1", "gone0", "no network device gone0"),
-        ("10.1.0.255", "10.1.0.1", "near", "nothing can be sent to 10.1.0.255"),
+        ("10.1.0.255", "10.1.0.1", "near", "it is not the address of one host"),
     ],
 )
 def test_where_there_is_no_way_it_says_so_at_once(
@@ -242,6 +242,20 @@ def test_where_there_is_no_way_it_says_so_at_once(
     key, reached, said = scene.answer()
     assert (key, reached) == (7, False)
     assert why in said
+
+
+@pytest.mark.netns
+def test_a_packet_that_may_not_be_sent_is_no_way(scene: Scene, monkeypatch) -> None:
+    """A firewall says so when it is asked."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(verbs_reach, "_ask_kernel", refuse)
+    scene.ask("10.1.0.9")
+    key, reached, said = scene.answer()
+    assert (key, reached) == (7, False)
+    assert "nothing can be sent to 10.1.0.9" in said
 
 
 def test_without_descriptors_nothing_stays_open(monkeypatch) -> None:

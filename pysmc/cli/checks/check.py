@@ -175,7 +175,10 @@ def _look(item: Check, machine: Machine) -> Finding:
             answer.put(_broken(f"{type(error).__name__}: {error}"))
 
     # A thread that does not come back must not keep the process from ending.
-    threading.Thread(target=look, name=item.name, daemon=True).start()
+    try:
+        threading.Thread(target=look, name=item.name, daemon=True).start()
+    except RuntimeError as error:  # a limit of processes
+        return _broken(str(error))
     try:
         return answer.get(timeout=item.seconds)
     except queue.Empty:

@@ -107,6 +107,16 @@ def test_a_check_that_does_not_come_back_is_left(machine):
     assert reports[0].seen == "The check itself failed: no answer within 0.01 seconds."
 
 
+def test_without_a_thread_for_it(machine, monkeypatch):
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    (report,) = examine(machine(), [gives("a", ok("A."))])
+    assert report.status == "fail"
+    assert report.seen == "The check itself failed: can't start new thread."
+
+
 @pytest.mark.parametrize(
     ("findings", "expected"),
     [

@@ -6,13 +6,18 @@ import asyncio
 import errno
 import os
 import resource
+import socket
+from contextlib import closing
+from dataclasses import replace
 
 from pysmc.aio import devices as devices_module
-from pysmc.aio.devices import CODEC, Devices, raise_descriptor_limit
+from pysmc.aio.devices import ALL, CODEC, Devices, raise_descriptor_limit
 from pysmc.aio.driver import Driver
 from pysmc.config import Config
-from pysmc.errors import FabricUnavailable
+from pysmc.core.handshake import NOTHING_ABSENT
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric.sim import SimNetwork
+from pysmc.fabric.verbs_ports import RdmaPort
 
 PEER_ID = b"device-A"
 
@@ -117,3 +122,240 @@ def test_a_device_that_cannot_ring_is_closed_again(monkeypatch) -> None:
     monkeypatch.undo()
     assert len(devices.open(PEER_ID)) == 1, "its peer ID is free again"
     devices.by_name["sim"].close()
+
+
+# A fabric with a device for each port
+
+
+PORT = RdmaPort(
+    device="rxe0",
+    port=1,
+    gid_index=1,
+    gid=bytes(16),
+    gid_type="RoCE v2",
+    netdev="va",
+    mac=bytes(6),
+    state="ACTIVE",
+    mtu_code=3,
+)
+
+
+class FakeFinder:
+    """Finds the port that it is told to; a text is the reason for none."""
+
+    def __init__(self) -> None:
+        self.missing = ""
+        self.port: RdmaPort | str = PORT
+        self.asked: list[tuple[bytes, bytes, int]] = []
+        self.checks = 0
+        self.status = "UNAVAILABLE"
+        self.closed = False
+
+    def __call__(self, name, config):
+        return self if name == "verbs" else None
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.missing:
+            raise FabricUnavailable("open verbs", "UNAVAILABLE", self.missing)
+
+    def find(self, local, peer, interface=0):
+        self.asked.append((local, peer, interface))
+        if isinstance(self.port, str):
+            raise FabricUnavailable("open verbs", self.status, self.port)
+        return self.port
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Rig:
+    """Devices of the fabrics "shm" and "verbs", whose ports are simulated."""
+
+    def __init__(self, *fabrics: str, ueids: tuple[str, ...] = ("LAN",)) -> None:
+        self.network = SimNetwork()
+        self.finder = FakeFinder()
+        self.opened: list[RdmaPort | None] = []
+        self.dismissed: list[object] = []
+        self.attended: list[object] = []
+        self.error: Exception | None = None
+        self.in_use: set[str] = set()
+        self.devices = Devices(
+            Config(fabrics=fabrics, ueids=ueids),
+            self.open_one,
+            self.attended.append,
+            self.dismissed.append,
+            self.finder,
+        )
+
+    def open_one(self, name, *, peer_id, config, codec, port=None):
+        assert (name == "verbs") == (port is not None)
+        if self.error is not None:
+            raise self.error
+        self.opened.append(port)
+        device = self.network.device(bytes((len(self.opened),)) + PEER_ID[1:])
+        device.fabric = name
+        if name == "shm":
+            device.eid = "HERE"
+        return device
+
+    def fit(self):
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            there = listener.getsockname()
+            with closing(socket.create_connection(there)) as sock:
+                return self.devices.fitting(sock, lambda: self.in_use)
+
+    def names(self) -> list[str]:
+        return [offer.device for offer in self.fit().offers]
+
+    def close(self) -> None:
+        for device in list(self.devices.by_name.values()):
+            device.close()
+        self.devices.close()
+
+
+def test_a_port_is_opened_by_the_first_connection_that_needs_it() -> None:
+    rig = Rig("verbs")
+    assert rig.devices.open(PEER_ID) == []
+    assert rig.devices.why_none() is None
+    assert rig.opened == []
+    assert rig.devices.by_name == {}
+    for _ in range(3):
+        (offer,) = rig.fit().offers
+        assert (offer.device, offer.eids) == ("verbs:rxe0:1:1", ("LAN",))
+    assert rig.opened == [PORT]
+    assert rig.attended == [rig.devices.by_name["verbs:rxe0:1:1"]]
+    local, peer, interface = rig.finder.asked[0]
+    assert (local, peer, interface) == (b"\x7f\0\0\1", b"\x7f\0\0\1", 0)
+    rig.finder.port = replace(PORT, device="rxe1", netdev="vb", state="ACTIVE")
+    assert rig.names() == ["verbs:rxe1:1:1"]
+    assert len(rig.devices.by_name) == 2
+    rig.close()
+    assert rig.finder.closed
+
+
+def test_offers_are_in_the_order_of_the_configuration() -> None:
+    for fabrics, expected in (
+        (("shm", "verbs"), ["shm", "verbs:rxe0:1:1"]),
+        (("verbs", "shm"), ["verbs:rxe0:1:1", "shm"]),
+    ):
+        rig = Rig(*fabrics)
+        (fixed,) = rig.devices.open(PEER_ID)
+        assert fixed.device == "shm"
+        assert rig.names() == expected
+        assert rig.fit().absent == NOTHING_ABSENT
+        rig.close()
+
+
+def test_without_ports_all_devices_fit_and_nothing_is_asked() -> None:
+    rig = Rig("shm")
+    rig.devices.open(PEER_ID)
+    assert rig.fit() is ALL
+    assert ALL.refusal is None
+    assert not rig.devices.recheck(0.0)
+    rig.close()
+
+
+def test_a_route_without_a_port_is_the_reason_for_its_eids() -> None:
+    rig = Rig("shm", "verbs", ueids=("LAN", "WAN"))
+    rig.devices.open(PEER_ID)
+    rig.finder.port = "network device lo carries the connection, but no RDMA device"
+    fitting = rig.fit()
+    assert [offer.device for offer in fitting.offers] == ["shm"]
+    assert fitting.refusal is None
+    assert set(fitting.absent) == {"LAN", "WAN"}
+    why = fitting.absent["LAN"]
+    assert (why.name, why.side, why.code) == ("NO_DEVICE", "local", 0x03030000)
+    assert "verbs: network device lo carries the connection" in why.text
+    rig.close()
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.finder.port, rig.finder.status = "va.7 is a VLAN without a GID", "VLAN"
+    refusal = rig.fit().refusal
+    assert refusal is not None
+    assert (refusal.name, refusal.code) == ("VLAN", 0x03080000)
+
+
+def test_what_ran_out_has_its_own_reason() -> None:
+    for error, name in (
+        (FabricError("open", "NO_MEMORY", "EMFILE: no descriptors"), "LIMIT"),
+        (FabricError("open", "NO_MEMORY", "RLIMIT_MEMLOCK allows 65536"), "MEMLOCK"),
+        (FabricError("open", "NO_MEMORY", "ENOMEM"), "NO_MEMORY"),
+        (FabricError("open", "EIO", "the device does not answer"), "NO_DEVICE"),
+        (OSError(errno.EIO, "no such thing"), "NO_DEVICE"),
+    ):
+        rig = Rig("verbs")
+        rig.devices.open(PEER_ID)
+        rig.error = error
+        refusal = rig.fit().refusal
+        assert refusal is not None
+        assert (refusal.name, refusal.side) == (name, "local")
+        rig.error = None
+        assert rig.names() == ["verbs:rxe0:1:1"], "the next one may succeed"
+        rig.close()
+
+
+def test_a_connection_that_is_gone_has_no_port() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    with closing(socket.socket()) as never_connected:
+        refusal = rig.devices.fitting(never_connected, set).refusal
+    assert refusal is not None
+    assert refusal.name == "NO_DEVICE"
+
+
+def test_a_fabric_that_is_not_there_is_looked_for_again(caplog) -> None:
+    rig = Rig("shm", "verbs", ueids=())
+    rig.finder.missing = "this machine has no RDMA device"
+    rig.devices.open(PEER_ID)
+    assert rig.devices.why_none() is None, "there is shm"
+    assert set(rig.fit().absent) == {""}
+    assert caplog.text.count("this machine has no RDMA device") == 1
+    assert not rig.devices.recheck(10.0)
+    assert rig.finder.checks == 2
+    assert not rig.devices.recheck(10.9), "not so soon"
+    assert rig.finder.checks == 2
+    rig.finder.missing = ""
+    assert rig.devices.recheck(11.0)
+    assert not rig.devices.recheck(20.0)
+    assert rig.names() == ["shm", "verbs:rxe0:1:1"]
+    assert caplog.text.count("this machine has no RDMA device") == 1
+    rig.close()
+    alone = Rig("verbs")
+    alone.finder.missing = "this machine has no RDMA device"
+    assert alone.devices.open(PEER_ID) == []
+    why = alone.devices.why_none()
+    assert why is not None
+    assert "verbs: this machine has no RDMA device." in why.text
+
+
+def test_a_port_with_another_address_is_another_device() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    assert rig.names() == ["verbs:rxe0:1:1"]
+    first = rig.devices.by_name["verbs:rxe0:1:1"]
+    rig.in_use.add("verbs:rxe0:1:1")
+    rig.finder.port = replace(PORT, gid=b"\1" * 16)
+    assert rig.names() == ["verbs:rxe0:1:1#2"]
+    assert rig.names() == ["verbs:rxe0:1:1#2"]
+    assert rig.dismissed == [], "links of the first one live on"
+    rig.in_use.clear()
+    rig.finder.port = replace(PORT, gid=b"\2" * 16)
+    assert rig.names() == ["verbs:rxe0:1:1"]
+    assert len(rig.dismissed) == 2
+    assert first in rig.dismissed
+    rig.close()
+
+
+def test_a_removed_device_is_closed_once_and_opened_anew() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.names()
+    device = rig.devices.by_name["verbs:rxe0:1:1"]
+    rig.devices.remove(device)
+    rig.devices.remove(device)
+    assert rig.dismissed == [device]
+    assert rig.devices.by_name == {}
+    assert rig.names() == ["verbs:rxe0:1:1"]
+    assert rig.devices.by_name["verbs:rxe0:1:1"] is not device
+    rig.close()

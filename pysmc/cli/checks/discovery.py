@@ -164,8 +164,8 @@ def static_peers(machine: Machine) -> Finding:
 @check(
     "tcp_option",
     looks_at="The eBPF program that puts the SMC option on SYNs.",
-    means="",
-    remedy="",
+    means="It is skipped until this discovery is built.",
+    remedy="Use 'static' between hosts, 'local' within one.",
 )
 def tcp_option(machine: Machine) -> Finding:
     """Say that there is nothing to look at yet."""
@@ -174,7 +174,6 @@ def tcp_option(machine: Machine) -> Finding:
         return warn(
             text,
             "PYSMC_DISCOVERY names it all the same; nothing is recognised by it.",
-            "Use 'static' between hosts, 'local' within one.",
         )
     return skip(text)
 

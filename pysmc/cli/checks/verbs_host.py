@@ -78,8 +78,8 @@ def _is_soft(machine: Machine, device: str) -> bool:
     "verbs.soft_roce",
     looks_at="Whether the kernel has, or can load, the module rdma_rxe (soft-RoCE), by"
     " which every network device becomes an RDMA device.",
-    means="",
-    remedy="",
+    means="Without it RDMA needs an adapter; it is skipped, and does not fail.",
+    remedy="Load it, or boot a kernel that has it.",
 )
 def soft_roce(machine: Machine) -> Finding:
     """Look for soft-RoCE; its absence is no fault where there is hardware."""

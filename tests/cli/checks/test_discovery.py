@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from pysmc.cli.checks import discovery
+from pysmc.cli.checks.check import examine
 from pysmc.cli.checks.machine import Machine
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import reason
@@ -123,6 +124,6 @@ def test_static(environ, status, words, machine):
 def test_tcp_option(machine):
     assert discovery.tcp_option.look(machine()).status == "skip"
     asked = machine(environ={"PYSMC_DISCOVERY": "tcp_option"})
-    finding = discovery.tcp_option.look(asked)
-    assert finding.status == "warn"
-    assert "static" in finding.remedy
+    (report,) = examine(asked, [discovery.tcp_option])
+    assert report.status == "warn"
+    assert "static" in report.remedy

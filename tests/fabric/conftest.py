@@ -54,6 +54,7 @@ _load("hostile_catalogue")
 _load("hostile_memory")
 _load("hostile_lies")
 _load("fake_verbs")
+_load("fake_pyverbs")
 
 
 def _remote_device() -> Device:

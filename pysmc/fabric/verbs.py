@@ -139,7 +139,7 @@ class VerbsDevice(Device):
         """What ended the device, in words; from then on a new one has to be opened."""
         self.count = PinCount()
         self.domains: list[VerbsDomain] = []
-        self.dirty: list[VerbsQueuePair] = []
+        self.dirty: dict[VerbsQueuePair, None] = {}
         """Queue pairs with posts that the device was not given."""
         self.forked = False
         self._verbs = open_verbs(port.device) if verbs is None else verbs
@@ -156,6 +156,7 @@ class VerbsDevice(Device):
         self._handlers: dict[int, Callable[[], None]] = {}
         self._open = True
         self._epoll: select.epoll | None = None
+        self._number = -1
         self._bell: int | None = None
         self._timer: Timer | None = None
         self._finder: Finder | None = None
@@ -171,6 +172,7 @@ class VerbsDevice(Device):
 
     def _open_descriptors(self, finder: Finder | None) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._number = self._epoll.fileno()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         if finder is None:
             finder = Reach()
@@ -337,7 +339,7 @@ class VerbsDevice(Device):
         return ready
 
     def _flush(self) -> None:
-        dirty, self.dirty = self.dirty, []
+        dirty, self.dirty = self.dirty, {}
         for queue_pair in dirty:
             queue_pair.flush_chain()
 
@@ -412,8 +414,9 @@ class VerbsDevice(Device):
     def fileno(self) -> int:
         """Tell the descriptor that rings; see `Device.fileno`."""
         self.refuse_if_forked()
-        assert self._epoll is not None
-        return self._epoll.fileno()
+        # Also when it is closed, as at the interpreter's end: a loop that is still to
+        # be closed takes it out of its selector.
+        return self._number
 
     # --- descriptors -----------------------------------------------------------------
 

@@ -25,6 +25,7 @@ __all__ = [
     "QueuePairHandle",
     "ReceiveBlocks",
     "Registration",
+    "RequestTuple",
     "SendRequest",
     "Verbs",
     "VerbsError",
@@ -76,6 +77,10 @@ class Limits(NamedTuple):
 
     queue_pair_requests: int
     completion_queue_entries: int
+
+
+RequestTuple = tuple[int, int, int, int, int, int, int, int]
+"""A `SendRequest` that cost no call to make."""
 
 
 class SendRequest(NamedTuple):
@@ -200,8 +205,12 @@ class QueuePairHandle(Protocol):
     def state(self) -> int:
         """Ask for the state."""
 
-    def post_send(self, requests: Sequence[SendRequest]) -> None:
-        """Post all of them at once, at most `SEND_CHAIN`."""
+    def post_send(self, requests: Sequence[RequestTuple]) -> None:
+        """Post all of them at once, at most `SEND_CHAIN`; the last one is signalled.
+
+        Args:
+            requests: What `SendRequest` names.
+        """
 
     def post_receives(self, blocks: ReceiveBlocks, index: int) -> None:
         """Post one block of receives."""

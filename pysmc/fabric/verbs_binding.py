@@ -38,10 +38,11 @@ from pysmc.fabric.verbs_api import (
     ACCESS_REMOTE_WRITE,
     RECEIVE_BIT,
     SEND_CHAIN,
+    SEND_SIGNALED,
     WR_SEND,
     Limits,
     Path,
-    SendRequest,
+    RequestTuple,
     VerbsError,
 )
 
@@ -337,7 +338,7 @@ class _SendChain:
             following = request
             self._requests.insert(0, (request, sge))
 
-    def fill(self, requests: Sequence[SendRequest]) -> Any:
+    def fill(self, requests: Sequence[RequestTuple]) -> Any:
         """Fill in the last ones; the first of them is what to post."""
         mine = self._requests[-len(requests) :]
         for (request, sge), (
@@ -362,6 +363,7 @@ class _SendChain:
                 request.num_sge = 0
             if opcode != WR_SEND:
                 request.set_wr_rdma(rkey, remote_address)
+        mine[-1][0].send_flags = flags | SEND_SIGNALED
         return mine[0][0]
 
     def close(self) -> None:
@@ -596,7 +598,7 @@ class _QueuePair:
             state: int = self._qp.query(_MASK_STATE)[0].qp_state
         return state
 
-    def post_send(self, requests: Sequence[SendRequest]) -> None:
+    def post_send(self, requests: Sequence[RequestTuple]) -> None:
         """See `QueuePairHandle.post_send`."""
         try:
             self._post_send(self._verbs.chain.fill(requests))

@@ -43,14 +43,13 @@ from pysmc.fabric.verbs_api import (
     RECEIVE_BIT,
     SEND_CHAIN,
     SEND_INLINE,
-    SEND_SIGNALED,
     SEND_SOLICITED,
     STATE_ERROR,
     WC_RECEIVE,
     WR_RDMA_WRITE,
     WR_SEND,
     Path,
-    SendRequest,
+    RequestTuple,
     VerbsError,
 )
 from pysmc.fabric.verbs_memory import (
@@ -145,7 +144,7 @@ class VerbsQueuePair(QueuePair):
         """The post whose completion connects us."""
         self._goodbye = 0
         """The post whose completion ends our close."""
-        self._chain: list[SendRequest] = []
+        self._chain: list[RequestTuple] = []
         self._posted = 0
         """Requests that were numbered, those of the chain among them."""
         self._completed = 0
@@ -315,10 +314,8 @@ class VerbsQueuePair(QueuePair):
         self._posted = number
         chain = self._chain
         if not chain:
-            self.device.dirty.append(self)
-        chain.append(
-            SendRequest(number, opcode, flags, local, size, lkey, address, rkey)
-        )
+            self.device.dirty[self] = None
+        chain.append((number, opcode, flags, local, size, lkey, address, rkey))
         if wr_id >= 0:
             self._publishes.append((number, wr_id))
         if len(chain) == SEND_CHAIN:
@@ -338,8 +335,6 @@ class VerbsQueuePair(QueuePair):
         if not chain:
             return
         self._chain = []
-        last = chain[-1]
-        chain[-1] = last._replace(flags=last.flags | SEND_SIGNALED)
         try:
             self._handle.post_send(chain)
         except VerbsError as exc:

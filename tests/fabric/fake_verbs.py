@@ -387,13 +387,15 @@ class FakeQueuePair:
 
     # Posting
 
-    def post_send(self, requests: Sequence[SendRequest]) -> None:
+    def post_send(self, requests: Sequence[api.RequestTuple]) -> None:
         """Post sends."""
         self.verbs.call("post_send")
         self.world.posts.update({"posts": 1, "requests": len(requests)})
         assert 1 <= len(requests) <= api.SEND_CHAIN
         assert self.now in {RTS, ERROR}, f"a send in state {self.now}"
-        for request in requests:
+        named = [SendRequest(*request) for request in requests]
+        named[-1] = named[-1]._replace(flags=named[-1].flags | api.SEND_SIGNALED)
+        for request in named:
             if len(self.unretired) == self.sends:
                 raise VerbsError(errno.ENOMEM, "post sends")
             self.unretired.append(request.wr_id)

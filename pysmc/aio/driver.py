@@ -289,6 +289,10 @@ class Driver(Pump):
 
     def attend(self, device: Device) -> None:
         """A device was opened: make sure that `pump` runs when it has completions."""
+        # What comes last is called first: connections end before their device does,
+        # which may have a call of its own.
+        atexit.unregister(_leave_at_exit)
+        atexit.register(_leave_at_exit)
         if self._watch is not None:
             self._watch(self, device)
             return

@@ -87,3 +87,11 @@ def test_nothing_of_a_dead_queue_pair_is_left_for_the_next(
     assert not library.queue.waiting
     near.side.poll()
     assert not [item for item in near.side.seen if item.queue_pair is again.queue_pair]
+
+
+def test_the_descriptor_of_a_closed_device_is_still_named(roce: Roce) -> None:
+    """At the interpreter's end a device closes before a loop that was forgotten."""
+    device = roce.devices[0]
+    number = device.fileno()
+    device.close()
+    assert device.fileno() == number

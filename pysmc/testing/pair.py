@@ -153,6 +153,7 @@ class CorePair:
         client_refusal: Reason | None = None,
         server_refusal: Reason | None = None,
         offers: Sequence[FabricOffer] | None = None,
+        absent: Mapping[str, Reason] = NOTHING_ABSENT,
         server_offers: Sequence[FabricOffer] | None = None,
         server_absent: Mapping[str, Reason] = NOTHING_ABSENT,
     ) -> tuple[Handshake, Handshake]:
@@ -164,8 +165,9 @@ class CorePair:
             client_refusal: Why the opener cannot do SMC-R.
             server_refusal: Why the other end cannot.
             offers: The opener's devices for this connection; None is those of all.
-            server_offers: The same of the other end.
-            server_absent: Why EIDs of the other end do not count for this connection.
+            absent: Why EIDs of the opener do not count for this connection.
+            server_offers: As `offers`, of the other end.
+            server_absent: As `absent`, of the other end.
 
         Returns:
             The opener's handshake and the other end's.
@@ -180,7 +182,9 @@ class CorePair:
             peer_key, self.now, server_refusal, server_offers, server_absent
         )
         here.join(there, server)
-        client = opener.endpoint.connect(peer_key, self.now, client_refusal, offers)
+        client = opener.endpoint.connect(
+            peer_key, self.now, client_refusal, offers, absent
+        )
         there.join(here, client)
         self.settle(opener)
         return client, server

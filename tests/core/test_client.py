@@ -12,6 +12,7 @@ from pysmc.core.endpoint import FabricOffer
 from pysmc.core.events import Established, Failed, FellBack
 from pysmc.core.handshake import Handshake, HandshakeState
 from pysmc.errors import HandshakeTimeout, RemoteProtocolError
+from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair, make_offer
 from smcproto import clc, clc_smcd, clc_v2, llc
 from smcproto.constants import PathType
@@ -68,6 +69,30 @@ def test_the_servers_choice_of_eid_selects_the_device() -> None:
     client, _ = pair.establish()
     assert (client.group.fabric, client.group.eid) == ("verbs", "LAN")
     assert client.link.local.gid == offers[1].gid
+
+
+@pytest.mark.parametrize(
+    ("offered", "side"), [("OTHER", "local"), ("LAN", "peer")], ids=["EID", "later"]
+)
+def test_a_device_of_ours_that_is_absent_is_the_reason_for_no_common_eid(
+    offered: str, side: str
+) -> None:
+    """Only shared memory was left to offer, and the server is on another host."""
+    pair = CorePair()
+    why = reason("NO_DEVICE", "local", "Network device lo carries the connection.")
+    server_why = None if offered == "OTHER" else reason("IPSEC", "local")
+    client, server = pair.connect(
+        offers=(make_offer(7, "shm", "HERE"),),
+        absent={"LAN": why},
+        server_offers=(make_offer(9, "verbs", offered),),
+        server_refusal=server_why,
+    )
+    pair.drive()
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, FellBack)
+    assert (verdict.reason is why) == (side == "local")
+    assert verdict.reason.side == side
+    assert isinstance(pair.verdict(server), FellBack)
 
 
 def answer_with(

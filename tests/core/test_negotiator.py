@@ -30,6 +30,8 @@ DECLINE = clc.Decline(
         ("no memory", "ENOMEM: 1 GiB", "NO_MEMORY"),
         ("no memory", "EMFILE: too many open files", "LIMIT"),
         ("no memory", "ENFILE", "LIMIT"),
+        ("no memory", "ENOMEM: RLIMIT_MEMLOCK allows 65536", "MEMLOCK"),
+        ("no route", "10.0.0.9 does not answer", "ROUTE"),
         ("timed out", "EMFILE", "LINK_FAILED"),
         ("peer gone", "", "LINK_FAILED"),
     ],

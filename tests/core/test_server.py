@@ -162,7 +162,9 @@ def test_the_same_peer_at_another_port_of_ours_makes_another_group() -> None:
         )
         pair.drive()
         groups.add(pair.connection(server).group)
-        assert pair.connection(client).link.remote.gid == offer.gid
+        remote = pair.connection(client).link.remote
+        assert remote is not None
+        assert remote.gid == offer.gid
     assert {group.device for group in groups} == {"verbs 1", "verbs 2"}
 
 

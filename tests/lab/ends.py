@@ -7,6 +7,8 @@ it costs milliseconds also where a start of Python costs seconds. What it does s
 
 from __future__ import annotations
 
+import ctypes
+import importlib
 import itertools
 import json
 import os
@@ -14,6 +16,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,6 +31,7 @@ import pysmc
 # Loaded before the fork, once for all.
 import pysmc.aio.loop
 import pysmc.fabric.shm
+from pysmc.fabric import verbs_binding
 from tests.lab.streaming import Obedience, be_an_end
 
 if TYPE_CHECKING:
@@ -37,6 +41,14 @@ __all__ = ["NOBODY", "End", "Ends", "Limits", "Place"]
 
 PATIENCE = 60.0
 """Seconds that an answer may take, unless a scenario says otherwise."""
+LOADED_LATE = (
+    "encodings.idna",
+    "pysmc.discovery.static",
+    "pysmc.fabric.verbs",
+    "pysmc.fabric.verbs_reach",
+    "pysmc.fabric.verbs_route",
+)
+CLONE_NEWNS = 0x00020000
 NOBODY = 65534
 """A user without any privilege."""
 
@@ -84,22 +96,39 @@ class Limits:
             both = (self.memlock_bytes, self.memlock_bytes)
             resource.setrlimit(resource.RLIMIT_MEMLOCK, both)
         if self.without_pyverbs:
-            sys.meta_path.insert(0, _NoPyverbs())
+            hide_pyverbs()
         if self.uid is not None:
             os.setgroups([])
             os.setgid(self.uid)
             os.setuid(self.uid)
 
 
-class _NoPyverbs:
-    """An import system in which there is no pyverbs."""
+def hide_pyverbs() -> None:
+    """Let this process find no pyverbs: a namespace of its own has nothing there."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "pyverbs"]:
+        del sys.modules[name]
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    for command in (
+        ["mount", "--make-rprivate", "/"],
+        *(["mount", "-t", "tmpfs", "none", str(place)] for place in _pyverbs_places()),
+    ):
+        subprocess.run(command, check=True)
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Refuse it; say nothing about others."""
-        del path, target
-        if name.partition(".")[0] == "pyverbs":
-            message = "No module named 'pyverbs'"
-            raise ModuleNotFoundError(message, name=name)
+
+def _load_what_verbs_need() -> None:
+    """Load once for all ends: in each it would hold up the first callback.
+
+    Besides, a user without privilege may not be able to read where it lies.
+    """
+    verbs_binding.find_pyverbs()
+    for name in LOADED_LATE:
+        importlib.import_module(name)
+
+
+def _pyverbs_places() -> list[Path]:
+    places = (Path(place, "pyverbs") for place in verbs_binding.PLACES)
+    return [place for place in places if place.is_dir()]
 
 
 @dataclass
@@ -237,6 +266,9 @@ class Ends:
             limits: What is taken away from it.
             changes: Of the configuration.
         """
+        limits = limits or Limits()
+        if self.place.fabric == "verbs" and not limits.without_pyverbs:
+            _load_what_verbs_need()
         config = self.place.config(**changes)
         ours, theirs = socket.socketpair()
         errors = Path(self._folder.name) / f"{next(self._numbers)}-{name}.txt"
@@ -246,7 +278,6 @@ class Ends:
                 for end in self.started:
                     end._channel.close()
                 ours.close()
-                limits = limits or Limits()
                 number = file.fileno()
                 _live_as(theirs, number, self.place, config, limits, self.kind)
         theirs.close()

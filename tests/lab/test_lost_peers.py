@@ -1,0 +1,230 @@
+"""Links that are cut and peers that go away, in the middle of a transfer.
+
+In each case both ends get one ConnectionError within the time that
+docs/reference/verbs.md states, what was delivered is a prefix of what was written, the
+kernel's resources come back, and a later connection works.
+"""
+
+# ruff: noqa: T201  # the figures of a scenario are in its output
+
+from __future__ import annotations
+
+import select
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.lab.network_faults import (
+    TCP,
+    gid_index,
+    impaired,
+    link_down,
+    resources,
+    run,
+    silent_neighbour,
+    wait_for_resources,
+)
+
+pytestmark = pytest.mark.lab(seconds=60)
+
+QUICK = {"test_link_interval": 2.0, "test_link_wait": 2.0, "idle_group_wait": 0.5}
+SILENCE = QUICK["test_link_interval"] + QUICK["test_link_wait"]
+"""Seconds in which a silent peer is noticed."""
+RETRIES = 6.0
+"""Seconds in which a device gives up a packet: retry_cnt 6, time-out 15."""
+SLACK = 3.0
+"""Seconds that an emulated machine may be late."""
+AT_ONCE = 0.5
+MOMENT_BYTES = 96 * 1024
+"""What each direction has carried when it happens."""
+UNREACHABLE = 4.0
+"""Seconds until a connection whose GID nobody answers for is TCP."""
+LONGEST_CALLBACK = 0.5
+"""Seconds; address resolution in the kernel takes about one."""
+
+
+def assert_cut(ends, server, client, since: float, within: float) -> None:
+    """Both ends were told once, soon, and had received a prefix."""
+    (at_server,) = server.ask("records")["records"]
+    (at_client,) = client.ask("records")["records"]
+    for record in (at_server, at_client):
+        assert record["wrong"] is None
+        assert record["lost_count"] == 1
+        assert record["is_connection_error"], record
+        assert not record["eof"]
+        seconds = record["ended_at"] - since
+        print(f"after {seconds:.2f} s: {record['error']}: {record['text']}")
+        assert seconds < within + SLACK, record
+    assert at_server["received"] <= at_client["sent"]
+    assert at_client["received"] <= at_server["sent"]
+
+
+def assert_as_before(ends, server, client, before) -> None:
+    """The ends go on with a new connection; then nothing is left of either."""
+    ends.connect(server, client, total=64 * 1024)
+    for end in (server, client):
+        (record,) = end.ask("records")["records"]
+        assert (record["error"], record["wrong"]) == (None, None)
+        assert (record["received"], record["eof"]) == (64 * 1024, True)
+        assert end.finish() == 0
+    wait_for_resources(before)
+
+
+@pytest.fixture
+def before():
+    return resources()
+
+
+@pytest.fixture
+def streaming(ends):
+    """Two ends that stream both ways without end, and are in the middle of it."""
+
+    def make(**changes):
+        server, client = ends.pair(**QUICK | changes)
+        for end in (server, client):
+            end.ask("reach", received=MOMENT_BYTES)
+        return server, client
+
+    return make
+
+
+@pytest.mark.parametrize("device", ["va", "vb"])
+def test_a_network_device_goes_down(ends, streaming, before, device):
+    server, client = streaming()
+    with link_down(device):
+        since = time.monotonic()
+        assert_cut(ends, server, client, since, within=AT_ONCE)
+    assert_as_before(ends, server, client, before)
+
+
+def test_roce_is_dropped_and_tcp_lives(ends, streaming, before):
+    server, client = streaming()
+    with impaired("loss 100%"):
+        since = time.monotonic()
+        assert_cut(ends, server, client, since, within=max(SILENCE, RETRIES))
+    assert_as_before(ends, server, client, before)
+
+
+def test_roce_is_dropped_beneath_an_idle_connection(ends, before):
+    server, client = ends.pair(total=0, **QUICK)
+    with impaired("loss 100%"):
+        since = time.monotonic()
+        assert_cut(ends, server, client, since, within=SILENCE + RETRIES)
+    assert_as_before(ends, server, client, before)
+
+
+def test_tcp_is_dropped_and_roce_lives(ends, streaming, before):
+    server, client = streaming()
+    with impaired("loss 100%", TCP):
+        for end in (server, client):
+            received = end.ask("reach", received=0)["received"][0]
+            end.ask("reach", received=received + MOMENT_BYTES)
+    server.ask("close")
+    client.ask("records")
+    server.ask("records")
+    assert_as_before(ends, server, client, before)
+
+
+@pytest.mark.parametrize("victim", ["server", "client"])
+def test_a_peer_is_killed(ends, streaming, before, victim):
+    server, client = streaming()
+    dead, survivor = (server, client) if victim == "server" else (client, server)
+    since = dead.signal(signal.SIGKILL)
+    assert dead.wait() == -signal.SIGKILL
+    (record,) = survivor.ask("records")["records"]
+    assert record["wrong"] is None
+    assert record["lost_count"] == 1
+    assert record["is_connection_error"], record
+    print(f"after {record['ended_at'] - since:.2f} s: {record['text']}")
+    # Its kernel resets or ends the TCP connection; a FIN alone is given a second.
+    assert record["ended_at"] - since < 1.0 + SLACK
+    other = ends.start("other", **QUICK)
+    if victim == "server":
+        assert_as_before(ends, other, survivor, before)
+    else:
+        assert_as_before(ends, survivor, other, before)
+
+
+def test_a_peer_stops_for_a_moment(ends, streaming):
+    server, client = streaming(test_link_interval=30.0)
+    client.signal(signal.SIGSTOP)
+    rest(server)
+    client.signal(signal.SIGCONT)
+    for end in (server, client):
+        received = end.ask("reach", received=0)["received"][0]
+        end.ask("reach", received=received + MOMENT_BYTES)
+    server.ask("close")
+    for end in (server, client):
+        (record,) = end.ask("records")["records"]
+        assert record["wrong"] is None
+
+
+def rest(end) -> None:
+    """Wait until nothing arrives at an end any more."""
+    seen = None
+    while (now := end.ask("reach", received=0)["received"]) != seen:
+        seen = now
+        select.select([], [], [], 0.5)
+
+
+def test_a_peer_stops_for_good(ends, streaming, before):
+    server, client = streaming()
+    since = client.signal(signal.SIGSTOP)
+    (record,) = server.ask("records")["records"]
+    print(f"after {record['ended_at'] - since:.2f} s: {record['text']}")
+    assert record["is_connection_error"]
+    assert record["ended_at"] - since < SILENCE + SLACK
+    client.signal(signal.SIGCONT)
+    (late,) = client.ask("records")["records"]
+    assert (late["wrong"], late["is_connection_error"]) == (None, True), late
+    assert_as_before(ends, server, client, before)
+
+
+def test_the_device_is_removed_in_use(ends, streaming, before):
+    """Soft-RoCE of Linux 6.12 waits with that until the last user has closed it."""
+    server, client = streaming()
+    with subprocess.Popen(["rdma", "link", "del", "rxe0"]) as removal:
+        for end in (server, client):
+            received = end.ask("reach", received=0)["received"][0]
+            end.ask("reach", received=received + MOMENT_BYTES)
+        assert removal.poll() is None
+        server.ask("close")
+        for end in (server, client):
+            (record,) = end.ask("records")["records"]
+            assert record["wrong"] is None
+            assert end.finish() == 0
+        assert removal.wait(10) == 0
+    run("rdma link add rxe0 type rxe netdev va")
+    wait_for_resources(before)
+
+
+def test_nobody_answers_at_the_gid(ends, before):
+    """Address resolution runs before a queue pair goes to RTR, and beside the loop."""
+    with silent_neighbour("10.0.0.77"):
+        index = gid_index("10.0.0.77", "rxe1")
+        # Devices are open then, and everything is loaded, which takes longer.
+        server, client = ends.pair(total=0, **QUICK)
+        odd = ends.start("odd", rdma_device=f"rxe1:1:{index}", **QUICK)
+        port = server.ask("serve", total=0)["port"]
+        server.ask("forget_callbacks")
+        since = time.monotonic()
+        answer = odd.attempt("connect", port=port, total=0)
+        seconds = time.monotonic() - since
+        print(f"after {seconds:.2f} s: {answer}")
+        facts = server.ask("facts")
+        print(f"longest callbacks: {facts['by_wall']}; {facts['by_cpu']}")
+        assert facts["by_wall"]["wall"] < LONGEST_CALLBACK
+        (info,) = answer["infos"]
+        assert info["mode"] == "tcp"
+        assert info["reason"]["name"] in {"LINK_FAILED", "ROUTE"}
+        assert seconds < UNREACHABLE + SLACK
+        odd.ask("close")
+        odd.ask("records")
+        assert odd.finish() == 0
+    client.ask("close")
+    server.ask("records")
+    client.ask("records")
+    odd.may_complain = server.may_complain = True
+    assert_as_before(ends, server, client, before)

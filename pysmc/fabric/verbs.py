@@ -468,6 +468,13 @@ class VerbsDevice(Device):
         elif now.problem:
             self.fail(f"GID {mine.address} of {mine.device} {now.problem}")
 
+    def look_at_port(self) -> None:
+        """Fail if the port is down: its event may come after what it has caused."""
+        mine = self.port
+        now = read_port(mine.device, mine.port, mine.gid_index)
+        if now is not None and now.problem:
+            self.fail(f"GID {mine.address} of {mine.device} {now.problem}")
+
     def fail(self, text: str) -> None:
         """The device, its port or its GID is gone: nothing on it goes on.
 
@@ -523,15 +530,12 @@ class VerbsDevice(Device):
 
     def _drain(self) -> None:
         """Let peers have what was posted before the close, for a moment."""
-        until = time.monotonic() + _EXIT_WAIT
-        while self._closing and not self.problem:
-            if self.arm():
-                left = until - time.monotonic()
-                if left <= 0:
-                    return
-                assert self._epoll is not None
+        left, until = _EXIT_WAIT, time.monotonic() + _EXIT_WAIT
+        while self._closing and not self.problem and left > 0:
+            if self.arm() and self._epoll is not None:
                 self._epoll.poll(left)
             self._ready.clear()
+            left = until - time.monotonic()
 
     def after_fork_in_child(self) -> None:
         """Let go of what belongs to the parent.

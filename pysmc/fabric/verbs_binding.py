@@ -294,10 +294,10 @@ class _Verbs:
 class _NewDescriptors:
     """Finds the descriptors that something opened, in one thread at a time."""
 
-    _lock = threading.Lock()
+    lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        self._lock.acquire()
+        self.lock.acquire()
         self._before = _descriptors().keys()
         return self
 
@@ -306,12 +306,20 @@ class _NewDescriptors:
             found = _descriptors()
             self._found = {fd: found[fd] for fd in found.keys() - self._before}
         finally:
-            self._lock.release()
+            self.lock.release()
 
     def only(self, word: str) -> int:
         """Tell the one whose name contains a word."""
         (fd,) = [fd for fd, name in self._found.items() if word in name]
         return fd
+
+
+def _renew_lock() -> None:
+    """Another thread may have been at it when its process forked."""
+    _NewDescriptors.lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _descriptors() -> dict[int, str]:

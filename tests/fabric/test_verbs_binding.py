@@ -497,3 +497,13 @@ def test_the_real_one_has_what_is_used(real_wr: Any) -> None:
             kind, attribute = name.split(".")
             assert hasattr(getattr(modules[module], kind), attribute), name
     assert real_wr is modules["wr"]
+
+
+def test_a_child_can_open_devices_whatever_another_thread_did() -> None:
+    lock = verbs_binding._NewDescriptors.lock
+    with lock:
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if not verbs_binding._NewDescriptors.lock.locked() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert verbs_binding._NewDescriptors.lock is lock

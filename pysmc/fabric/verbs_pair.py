@@ -58,7 +58,7 @@ from pysmc.fabric.verbs_memory import (
     RECEIVE_BYTES,
     Staging,
 )
-from pysmc.fabric.verbs_status import describe, status_of
+from pysmc.fabric.verbs_status import FLUSHED, describe, status_of
 
 if TYPE_CHECKING:
     from pysmc.fabric.verbs import VerbsDevice
@@ -357,6 +357,8 @@ class VerbsQueuePair(QueuePair):
             self.device.forget_closing(self)
             return
         status, text = status_of(number), describe(number, vendor_error)
+        if number == FLUSHED or status is Status.TIMED_OUT:
+            self.device.look_at_port()  # which may be what is behind it
         if status is Status.TIMED_OUT and not self.is_up:
             status = Status.NO_ROUTE
         self.go_down(status, text)

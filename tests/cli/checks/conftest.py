@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pysmc.cli.checks.machine import Machine
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LINUX: dict[str, Any] = {
     "system": "Linux",
@@ -78,3 +78,19 @@ def rxe():
         return found
 
     return files
+
+
+@pytest.fixture
+def roce():
+    """Two verbs devices on the imitation of a verbs library in tests/fabric."""
+    name = "tests.fabric.fake_verbs"
+    if name not in sys.modules:
+        path = Path(__file__).parents[2] / "fabric" / "fake_verbs.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    devices = sys.modules[name].Roce()
+    yield devices
+    devices.close()

@@ -99,6 +99,14 @@ class TestMemlock:
         assert finding.status == status
         assert f": {connections} connections fit." in finding.seen
 
+    def test_what_is_counted_is_what_the_fabric_pins(self, machine, roce):
+        near, _ = roce.bench.link()
+        group, each = pinned_bytes(machine())
+        count = near.side.device.count
+        assert count.bytes == group
+        near.domain.register(each)
+        assert count.bytes == group + each
+
     def test_64_kib(self, machine):
         finding = self.look(machine, 64 * 1024)
         assert finding.status == "fail"

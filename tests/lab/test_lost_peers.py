@@ -1,7 +1,7 @@
 """Links that are cut and peers that go away, in the middle of a transfer.
 
 In each case both ends get one ConnectionError within the time that
-docs/reference/verbs.md states, what was delivered is a prefix of what was written, the
+docs/reference/roce-faults.md states, what was delivered is a prefix of what was written, the
 kernel's resources come back, and a later connection works.
 """
 
@@ -39,8 +39,8 @@ SLACK = 3.0
 AT_ONCE = 0.5
 MOMENT_BYTES = 96 * 1024
 """What each direction has carried when it happens."""
-UNREACHABLE = 4.0
-"""Seconds until a connection whose GID nobody answers for is TCP."""
+UNREACHABLE = 1.5
+"""Seconds in which it is known that nobody answers at a GID."""
 LONGEST_CALLBACK = 0.5
 """Seconds; address resolution in the kernel takes about one."""
 

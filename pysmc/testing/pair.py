@@ -444,12 +444,11 @@ class CorePair:
 
     def pending(self) -> list[Delivery]:
         """List what can happen next, in a fixed order."""
-        return [
-            delivery
-            for end in self.ends
-            for delivery in end.pending()
-            if (delivery.kind, end) not in self._held
-        ]
+        held = self._held
+        found = [delivery for end in self.ends for delivery in end.pending()]
+        if held:
+            found = [each for each in found if (each.kind, each.end) not in held]
+        return found
 
     def step(self, delivery: Delivery | None = None) -> bool:
         """Let one thing happen.

@@ -324,7 +324,8 @@ class PairEnd:
 
     def pending(self) -> Iterator[Delivery]:
         """Give what can be delivered here, in a fixed order."""
-        if any(type(order) not in self.withheld for order, _ in self._answers):
+        answers = self._answers
+        if answers and any(type(order) not in self.withheld for order, _ in answers):
             yield Delivery("answer", self, None)
         for tcp in self.tcp:
             if tcp.is_due:

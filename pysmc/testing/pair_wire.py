@@ -134,9 +134,9 @@ class TcpEnd:
         """Whether bytes, or their end, can be delivered here."""
         if self.transit:
             return True
-        if self.is_deaf or not self.handshake.wanted:
+        if not (self.arrived or self.is_cut) or self.is_deaf:
             return False
-        return bool(self.arrived) or self.is_cut
+        return self.handshake.wanted > 0
 
     def __str__(self) -> str:
         return f"tcp {self.number}"

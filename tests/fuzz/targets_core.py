@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from enum import Enum
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -40,11 +41,13 @@ from smcproto.errors import DecodeError
 from tests.fuzz.target import Bytes, Kept, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pysmc.core.connection import Connection
     from pysmc.core.handshake import Handshake
+    from pysmc.core.link_group import LinkGroup
     from pysmc.testing.pair_ends import PairEnd
+    from pysmc.testing.pair_wire import TcpEnd
 
 __all__ = ["TARGETS"]
 
@@ -85,17 +88,9 @@ class Frozen:
 
     def thaw(self) -> Any:
         """Give a copy."""
-        return _Unpickler(io.BytesIO(self._bytes), self._shared).load()
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, shared: list[Any]) -> None:
-        super().__init__(file)
-        self._shared = shared
-
-    def persistent_load(self, number: int) -> Any:
-        """Give what all copies share."""
-        return self._shared[number]
+        unpickler: Any = pickle.Unpickler(io.BytesIO(self._bytes))
+        unpickler.persistent_load = self._shared.__getitem__
+        return unpickler.load()
 
 
 class _Pickler(pickle.Pickler):
@@ -106,9 +101,11 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, part: Any) -> int | None:
         """Number what all copies share."""
-        parameters = getattr(type(part), "__dataclass_params__", None)
-        if parameters is None or not parameters.frozen or type(part) in _NOT_SHARED:
-            return None
+        kind = type(part)
+        if not issubclass(kind, Enum):
+            parameters = getattr(kind, "__dataclass_params__", None)
+            if parameters is None or not parameters.frozen or kind in _NOT_SHARED:
+                return None
         number = self._numbers.setdefault(id(part), len(self.shared))
         if number == len(self.shared):
             self.shared.append(part)
@@ -304,11 +301,21 @@ def _message_seeds() -> list[bytes]:
 
 
 class Stream:
-    """What one application writes and the other one reads."""
+    """What one application writes and the other one reads.
 
-    def __init__(self) -> None:
+    Args:
+        first: Where in the pattern it begins; no two streams begin alike.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
         self.written = 0
         self.read = 0
+
+    def at(self, place: int, count: int) -> bytes:
+        """Give the bytes of a place."""
+        start = (self._first + place) % 251
+        return PATTERN[start : start + count]
 
 
 PATTERN = bytes(range(251)) * 300
@@ -320,47 +327,56 @@ class Duel:
     def __init__(self, number: int) -> None:
         self.pair: CorePair = _duel(number % 4).thaw()
         self.pair.checking = False
-        self.tainted: set[Any] = set()
+        self.tainted: set[int] = set()
+        """Numbers of TCP connections: what is read there may be anything."""
+        self.tainted_groups: set[LinkGroup] = set()
+        """The same for all that is on a group."""
         self.opened: list[tuple[Handshake, Handshake]] = []
         self.streams: dict[tuple[int, int], Stream] = {}
 
     def go_on(self, source: Bytes) -> None:
         """Do what the input says, and check who took part after each step."""
-        pair = self.pair
+        notes = self.pair.wire.notes
         while source:
             choice = source.byte()
-            end = self._STEPS[choice % len(self._STEPS)](self, source)
-            pair.wire.notes.clear()
-            for each in pair.ends if end is None else (end,):
-                each.endpoint.check()
+            ends = self._STEPS[choice % len(self._STEPS)](self, source)
+            notes.clear()
+            for end in ends:
+                end.endpoint.check()
 
     @property
     def is_over(self) -> bool:
         """Whether too much has been changed to go on."""
         return len(self.opened) > 6
 
-    def _connect(self, source: Bytes) -> None:
-        if len(self.opened) < 4:
-            opener = self.pair.ends[source.byte() % 2]
-            self.opened.append(self.pair.connect(opener))
+    # Each step gives the ends that took part.
 
-    def _deliver(self, source: Bytes) -> PairEnd | None:
+    def _connect(self, source: Bytes) -> Sequence[PairEnd]:
+        if len(self.opened) >= 4:
+            return ()
+        opener = self.pair.ends[source.byte() % 2]
+        self.opened.append(self.pair.connect(opener))
+        return self.pair.ends
+
+    def _deliver(self, source: Bytes) -> Sequence[PairEnd]:
         choices = self.pair.pending()
-        if choices:
-            chosen = choices[source.byte() % len(choices)]
-            self.pair.step(chosen)
-            return chosen.end
-        return None
+        if not choices:
+            return ()
+        chosen = choices[source.byte() % len(choices)]
+        self.pair.step(chosen)
+        return (chosen.end,)
 
-    def _drive(self, source: Bytes) -> None:
+    def _drive(self, source: Bytes) -> Sequence[PairEnd]:
         for _ in range(source.byte() % 32):
             if not self.pair.step():
-                return
+                break
+        return self.pair.ends
 
-    def _time(self, source: Bytes) -> None:
+    def _time(self, source: Bytes) -> Sequence[PairEnd]:
         self.pair.advance(SECONDS[source.byte() % (len(SECONDS) - 1)])
+        return self.pair.ends
 
-    def _change(self, source: Bytes) -> None:
+    def _change(self, source: Bytes) -> Sequence[PairEnd]:
         """Change something that is on its way."""
         end = self.pair.ends[source.byte() % 2]
         kind = source.byte() % 3
@@ -368,57 +384,93 @@ class Duel:
             moving = [tcp for tcp in end.tcp if tcp.transit]
             if moving:
                 tcp = moving[source.byte() % len(moving)]
-                self.tainted |= {tcp.number}
+                self.tainted.add(tcp.number)
                 tcp.transit[:] = source.patch(bytes(tcp.transit))
-            return
-        self.tainted.add("link")
+            return ()
         for stub in end.queue_pairs.values():
             if kind == 1 and stub.sends:
                 stub.sends[0] = source.patch(stub.sends[0])
+                self.tainted_groups.add(stub.link.group)
+                if stub.peer is not None:
+                    self.tainted_groups.add(stub.peer.link.group)
             elif kind == 2 and stub.updates:
-                packed = source.patch(cdc.pack(*stub.updates[0]))
+                before = stub.updates[0]
+                self._taint_token(stub.link.group, before[1])
+                packed = source.patch(cdc.pack(*before))
                 try:
-                    stub.updates[0] = cdc.unpack(packed)
+                    stub.updates[0] = after = cdc.unpack(packed)
                 except DecodeError:
                     stub.updates.popleft()
+                else:
+                    self._taint_token(stub.link.group, after[1])
+        return ()
 
-    def _application(self, source: Bytes) -> None:
+    def _taint_token(self, group: LinkGroup, token: int) -> None:
+        """Trust no more what an end reads whose connection has this token."""
+        for both in self.opened:
+            for handshake in both:
+                known = handshake.connection
+                if known is None:
+                    verdict = self.pair.tcp(handshake).verdict
+                    known = getattr(verdict, "connection", None)
+                if known is None or known.group is not group:
+                    continue
+                if known.alert_token == token:
+                    self.tainted.add(self.pair.tcp(handshake).number)
+
+    def _taint_named(self) -> None:
+        """Trust no connection that a changed CLC message names in place of its own.
+
+        The tokens of this pair are small numbers: with one bit flipped, that of one is
+        another one's. Live ones have 32 bits of chance.
+        """
+        for tcp, end, connection in self._connections():
+            if tcp.number in self.tainted:
+                there = end.peer.endpoint.groups
+                for group in there:
+                    self._taint_token(group, connection.peer_token)
+
+    def _application(self, source: Bytes) -> Sequence[PairEnd]:
         found = self._connections()
         if not found:
-            return
+            return ()
         tcp, end, connection = found[source.byte() % len(found)]
         if connection.error is not None or connection.we_ended:
-            return
-        mine = self.streams.setdefault(
-            (tcp.number, tcp.end is self.pair.client), Stream()
-        )
-        theirs = self.streams.setdefault(
-            (tcp.number, tcp.end is not self.pair.client), Stream()
-        )
+            return ()
+        mine, theirs = self._stream(tcp, end), self._stream(tcp, end.peer)
         choice, amount = source.byte() % 8, 1 << source.byte() % 15
         try:
             if choice <= 2:
-                at = mine.written % 251
-                mine.written += self.pair.write(
-                    end, connection, PATTERN[at : at + amount]
-                )
+                data = mine.at(mine.written, amount)
+                mine.written += self.pair.write(end, connection, data)
             elif choice <= 5:
                 data = self.pair.read(end, connection, amount)
-                self._compare(tcp.number, data, theirs)
+                self._compare(tcp.number, connection, data, theirs)
             elif choice == 6:
                 self.pair.shutdown_write(end, connection)
             else:
                 self.pair.close(end, connection)
         except LocalProtocolError:
-            return  # it wrote after it had closed
+            pass  # it wrote after it had closed
+        return (end,)
 
-    def _compare(self, number: int, data: bytes, stream: Stream) -> None:
-        at = stream.read % 251
+    def _stream(self, tcp: TcpEnd, writer: PairEnd) -> Stream:
+        key = (tcp.number, writer is self.pair.client)
+        if key not in self.streams:
+            self.streams[key] = Stream(31 * len(self.streams))
+        return self.streams[key]
+
+    def _compare(
+        self, number: int, connection: Connection, data: bytes, stream: Stream
+    ) -> None:
+        at = stream.read
         stream.read += len(data)
         if self.tainted:
+            self._taint_named()
+        if number in self.tainted or connection.group in self.tainted_groups:
             return
         assert stream.read <= stream.written, "read before it was written"
-        assert data == PATTERN[at : at + len(data)], "read something else"
+        assert data == stream.at(at, len(data)), "read something else"
 
     def _connections(self) -> list[tuple[Any, PairEnd, Connection]]:
         found = []
@@ -427,13 +479,16 @@ class Duel:
                 tcp = self.pair.tcp(handshake)
                 if isinstance(tcp.verdict, Established):
                     found.append((tcp, tcp.end, tcp.verdict.connection))
-                elif isinstance(tcp.verdict, FellBack) and not self.tainted:
-                    assert not tcp.arrived, "CLC bytes are left to the application"
+                elif isinstance(tcp.verdict, FellBack):
+                    is_tainted = tcp.number in self.tainted or self.tainted_groups
+                    if not is_tainted:
+                        text = "CLC bytes are left to the application"
+                        assert not tcp.arrived, text
         return found
 
-    def _cut(self, source: Bytes) -> None:
+    def _cut(self, source: Bytes) -> Sequence[PairEnd]:
         if not self.opened:
-            return
+            return ()
         handshake = self.opened[source.byte() % len(self.opened)][source.byte() % 2]
         choice = source.byte() % 4
         if choice == 0:
@@ -442,8 +497,9 @@ class Duel:
             self.pair.abandon(handshake)
         elif choice == 2 and handshake.link is not None and handshake.link.handle:
             self.pair.cut_link(handshake.link)
+        return self.pair.ends
 
-    _STEPS: tuple[Callable[[Duel, Bytes], PairEnd | None], ...] = (
+    _STEPS: tuple[Callable[[Duel, Bytes], Sequence[PairEnd]], ...] = (
         _connect, _deliver, _deliver, _drive, _drive, _time, _change, _change,
         _application, _application, _application, _cut,
     )  # fmt: skip

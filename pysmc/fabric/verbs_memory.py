@@ -137,7 +137,7 @@ def _explain(exc: VerbsError, length: int, count: PinCount) -> str:
     )
     if "memlock" not in _warned:
         _warned.add("memlock")
-        _log.warning("connections stay TCP for want of pinned memory: %s", text)
+        _log.warning("pinned memory has run out: %s", text)
     return text
 
 

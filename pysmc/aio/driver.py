@@ -398,6 +398,7 @@ class Driver(Pump):
             if self._arms_itself and not self.loop.is_closed():
                 self.loop.remove_reader(device.fileno())
             device.close()
+        self.lingering.close()
         self._devices.close()
         self.discovery.close()
         self._close_lookup()
@@ -414,6 +415,7 @@ class Driver(Pump):
         self.is_closed = True
         for device in self.devices:
             device.close()
+        self.lingering.close()
         self._devices.close()
         self.discovery.close()
         _living.discard(self)

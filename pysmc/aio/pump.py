@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.aio.devices import Devices
 from pysmc.aio.orders import Orders
+from pysmc.aio.tcp_linger import Lingering
 from pysmc.core.connection import split_wr_id
 from pysmc.core.events import (
     ConnectionLost,
@@ -94,6 +95,8 @@ class Pump:
         self._devices = Devices(config, opener, self.attend, self.dismiss, finder)
         self._links: dict[QueuePair, Link] = {}
         self._endpoint: Endpoint | None = None
+        self.lingering = Lingering(loop, config.close_wait)
+        """TCP sockets of connections whose close is on its way."""
         self._settling = False
         # What an interrupt left over: it comes first when things go on.
         self._ordered: deque[Action] = deque()
@@ -146,6 +149,8 @@ class Pump:
             # readable, or keeps arm() from arming.
             if not pending():
                 break
+        if self.lingering:
+            self.lingering.sweep()
         if device.is_gone:
             self._devices.remove(device)
             return False

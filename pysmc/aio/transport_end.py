@@ -315,7 +315,10 @@ class EndingTransport(cpython.FlowControlMixin):
             self._stop_waiting()
             self._driver.transports.pop(self, None)
             if self._sock is not None:
-                self._sock.close()
+                if error is None:
+                    self._driver.lingering.close_after(self._connection, self._sock)
+                else:
+                    self._sock.close()
                 self._sock = None
             self._protocol = None
             server, self._server = self._server, None
@@ -366,9 +369,11 @@ def _bury(
     """End what a transport that nobody closed has left."""
     if tcp is not None:
         tcp.stop()
-    if not driver.is_closed:
+    if driver.is_closed:
+        sock.close()
+    else:
         driver.end(connection, abort=False)
-    sock.close()
+        driver.lingering.close_after(connection, sock)
 
 
 def _name(ask: Callable[[], Any]) -> Any:

@@ -386,7 +386,12 @@ class VerbsDevice(Device):
         """Look for completions; see `Device.pending`."""
         self.refuse_if_forked()
         if not self._ready:
+            # What is found here was announced by its queue: the bell need not ring too.
+            is_armed, self._armed = self._armed, False
             self._collect()
+            self._armed = is_armed
+            if is_armed and self.problem:  # a device that failed announces nothing
+                self._ring()
         return bool(self._ready)
 
     def arm(self) -> bool:
@@ -431,7 +436,8 @@ class VerbsDevice(Device):
             os.eventfd_read(self._bell)
         except BlockingIOError:
             return  # it had not rung
-        self._take_ways()
+        if self._resolving:
+            self._take_ways()
 
     def _take_ways(self) -> None:
         assert self._finder is not None

@@ -219,6 +219,38 @@ def test_one_notification_is_asked_for_at_a_time(roce: Roce) -> None:
     assert not is_readable(device)
 
 
+def test_a_look_of_the_selector_takes_nothing_from_its_sleep(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `pending` finds has rung by itself; nothing is written to ring again."""
+    _, far = roce.bench.link()
+    device = roce.devices[0]
+    roce.bench.settle()
+    rings: list[bool] = []
+    ring = device._ring
+
+    def counted() -> None:
+        rings.append(True)
+        ring()
+
+    monkeypatch.setattr(device, "_ring", counted)
+    assert device.arm()
+    assert not device.pending()
+    far.queue_pair.post_send(b"x")
+    far.queue_pair.flush()
+    roce.world.run()
+    assert device.pending()
+    assert is_readable(device)
+    assert rings == []
+    assert [done.kind for done in device.poll()] == [CompletionKind.RECEIVE]
+    # A device that fails while it is looked at has nothing else to ring.
+    assert device.arm()
+    roce.libraries[0].fail("poll", errno.EIO)
+    assert device.pending()
+    assert rings
+    assert is_readable(device)
+
+
 def test_an_idle_device_is_quiet(roce: Roce) -> None:
     links = [roce.bench.link() for _ in range(5)]
     roce.bench.settle()

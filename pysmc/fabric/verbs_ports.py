@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
@@ -43,6 +44,8 @@ EMPTY_GIDS_IN_A_ROW: Final = 64
 """A table has up to 1,024 places of which a few are taken, and each look costs a system
 call or three. A new GID gets the first free place, so that what is taken is in front;
 only what was removed leaves holes."""
+ENTRY_BYTES: Final = 4096
+"""A file there has at most a page."""
 HEADERS_BYTES: Final = 96
 """What RoCEv2 puts around a payload within the network device's MTU, as the kernel
 reckons it: IPv6, UDP, BTH, XRC and atomic headers, ICRC."""
@@ -131,21 +134,22 @@ def read_port(
         gid_index: From 0.
         root: Where the kernel shows RDMA devices.
     """
-    base = root / device / "ports" / str(port)
-    gid = _read_gid(base / "gids" / str(gid_index))
+    # As text: each connection comes here, and paths cost more than reading them.
+    base = f"{root}/{device}/ports/{port}"
+    gid = _read_gid(f"{base}/gids/{gid_index}")
     if gid is None:
         return None
-    netdev = _read(base / "gid_attrs" / "ndevs" / str(gid_index))
-    mac, mtu = _read_netdev(root.parent / "net" / netdev) if netdev else (bytes(6), 0)
+    netdev = _read(f"{base}/gid_attrs/ndevs/{gid_index}")
+    mac, mtu = _read_netdev(f"{root.parent}/net/{netdev}") if netdev else (bytes(6), 0)
     return RdmaPort(
         device=device,
         port=port,
         gid_index=gid_index,
         gid=gid,
-        gid_type=_read(base / "gid_attrs" / "types" / str(gid_index)),
+        gid_type=_read(f"{base}/gid_attrs/types/{gid_index}"),
         netdev=netdev,
         mac=mac,
-        state=_read(base / "state").partition(":")[2].strip(),
+        state=_read(f"{base}/state").partition(":")[2].strip(),
         mtu_code=mtu_code_of(mtu),
     )
 
@@ -169,7 +173,7 @@ def _read_table(root: Path, device: str, port: int) -> Iterator[RdmaPort]:
     gids = root / device / "ports" / str(port) / "gids"
     empty = 0
     for index in itertools.count():
-        if empty == EMPTY_GIDS_IN_A_ROW or not _read(gids / str(index)):
+        if empty == EMPTY_GIDS_IN_A_ROW or not _read(f"{gids}/{index}"):
             return
         found = read_port(device, port, index, root)
         if found is None:
@@ -179,14 +183,19 @@ def _read_table(root: Path, device: str, port: int) -> Iterator[RdmaPort]:
             yield found
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(descriptor, ENTRY_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError:  # a place without an entry gives EINVAL
         return ""
+    return data.decode("ascii", errors="replace").strip()
 
 
-def _read_gid(path: Path) -> bytes | None:
+def _read_gid(path: str) -> bytes | None:
     try:
         gid = ipaddress.IPv6Address(_read(path)).packed
     except ValueError:
@@ -194,10 +203,10 @@ def _read_gid(path: Path) -> bytes | None:
     return gid if any(gid) else None
 
 
-def _read_netdev(path: Path) -> tuple[bytes, int]:
+def _read_netdev(path: str) -> tuple[bytes, int]:
     try:
-        mac = bytes.fromhex(_read(path / "address").replace(":", ""))
-        mtu = int(_read(path / "mtu"))
+        mac = bytes.fromhex(_read(f"{path}/address").replace(":", ""))
+        mtu = int(_read(f"{path}/mtu"))
     except ValueError:
         return bytes(6), 0
     return (mac if len(mac) == 6 else bytes(6)), mtu

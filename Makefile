@@ -16,7 +16,7 @@ WORKERS ?= 2
 DEBUG_TESTS ?= tests/aio tests/twins tests/testing tests/discovery tests/fabric \
     tests/integration
 # Tests that would only be slower under coverage and in debug mode.
-HARD := exhaustive or simulate or soak or fuzz or load
+HARD := exhaustive or simulate or soak or fuzz or load or lab or lab_long
 # Of how many parts of the tests one is run in debug mode; 1 is all of them.
 PART ?= 1
 # Another order of sets and dictionaries each time; the command line shows it.
@@ -24,7 +24,7 @@ HASH_SEED ?= $(shell shuf -i 1-4294967295 -n 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-full test-debug test-hard test-quick test-long simulate soak \
-    fuzz lint format docs bench clean
+    fuzz lab lab-long lab-shell lint format docs bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -36,6 +36,8 @@ test: lint  ## style, types, import rules; all tests, a third also in debug mode
 	@$(MAKE) --no-print-directory test-debug PART=3
 	@$(MAKE) --no-print-directory test-hard
 	@$(MAKE) --no-print-directory test-full
+	@# Where it cannot run it says so; PYSMC_LAB=require makes that an error.
+	@$(MAKE) --no-print-directory lab
 
 test-full: $(DEV_STAMP)  ## all tests but those of test-hard; coverage and counts
 	$(PYTHON_ENV)/python -m pytest --full -n $(WORKERS) -m "not long and not ($(HARD))" \
@@ -49,7 +51,7 @@ test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python an
 
 test-hard: $(DEV_STAMP)  ## load, simulation, hostile peers and fuzzing, in small numbers
 	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" \
-	    --ignore tests/load $(ARGS)
+	    --ignore tests/load --ignore tests/lab $(ARGS)
 	@# These measure times: nothing else runs beside them.
 	$(PYTHON_ENV)/python -m pytest -q --lane load $(ARGS) tests/load
 
@@ -71,6 +73,16 @@ soak: $(DEV_STAMP)  ## hours of simulated time, thousands of hostile peers, 64 G
 
 fuzz: $(DEV_STAMP)  ## ten million inputs for a decoder, one for the slower targets
 	$(PYTHON_ENV)/python -m pytest --long -n $(WORKERS) -m fuzz $(ARGS)
+
+lab: $(DEV_STAMP)  ## a guest with soft-RoCE: the scenarios of every run (docs/howto/lab.md)
+	$(PYTHON_ENV)/python -m pytest -q -m "lab and not long" \
+	    $(if $(filter require,$(PYSMC_LAB)),--lane lab) $(ARGS) tests/lab
+
+lab-long: $(DEV_STAMP)  ## the scenarios that take minutes
+	$(PYTHON_ENV)/python -m pytest -v -s -m "lab_long or (lab and long)" $(ARGS) tests/lab
+
+lab-shell: $(DEV_STAMP)  ## a shell in the guest
+	$(PYTHON_ENV)/python tools/run_lab.py shell
 
 lint: $(DEV_STAMP)  ## ruff, mypy, import-linter
 	$(PYTHON_ENV)/ruff check .

@@ -24,6 +24,10 @@ PAGES = [
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)[^)]*\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FIELDS = {field.name for field in dataclasses.fields(Config)}
+OF_THE_LAB = {
+    "LAB",
+    *(f"LAB_{name}" for name in ("CACHE", "KERNEL", "MEMORY_MB", "FOLDER")),
+}
 VARIABLE = re.compile(r"\bPYSMC_([A-Z_]*[A-Z])")
 
 
@@ -70,7 +74,7 @@ def test_examples_are_python(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_variables_that_are_named_exist(page: str) -> None:
-    names = {name.upper() for name in FIELDS}
+    names = {name.upper() for name in FIELDS} | OF_THE_LAB
     assert set(VARIABLE.findall(read(page))) - names == set()
 
 

@@ -36,7 +36,7 @@ FOLDERS = (
     "sys",
     "lower",
     "upper",
-    "root",
+    "whole",
     "modules",
     "pack",
     "share",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 from lab.errors import LabMissing
@@ -27,6 +28,8 @@ PROGRAMS = {
     "tshark": "tshark",
 }
 """Program -> the Debian package that brings it. The guest uses the host's."""
+PYVERBS = Path("/usr/lib/python3/dist-packages/pyverbs")
+"""Debian's, which is the one that the guest uses."""
 WANTED = "PYSMC_LAB"
 """Environment: "require" makes a lab that cannot run an error, "off" leaves it out."""
 
@@ -48,11 +51,10 @@ def missing() -> str:
 
 def _pyverbs_missing() -> str:
     """Debian builds pyverbs for its own Python only."""
-    folder = Path("/usr/lib/python3/dist-packages/pyverbs")
-    if not folder.is_dir():
+    if not PYVERBS.is_dir():
         return "the lab needs pyverbs: apt-get install -y python3-pyverbs"
-    tag = f"cpython-{''.join(platform.python_version_tuple()[:2])}-"
-    if not any(folder.glob(f"*.{tag}*.so")):
+    tag = sys.implementation.cache_tag
+    if not any(PYVERBS.glob(f"*.{tag}-*.so")):
         have = platform.python_version()
         return f"the lab needs a Python that pyverbs was built for: not {have}"
     return ""

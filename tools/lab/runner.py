@@ -83,13 +83,15 @@ class KernelLog:
     """What the kernel says while a scenario runs."""
 
     def __init__(self) -> None:
-        self._file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        self._file = -1
+        with contextlib.suppress(OSError):  # only root may
+            self._file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
         self.take()
 
     def take(self) -> list[str]:
         """Give the lines since the last time."""
         lines: list[str] = []
-        while True:
+        while self._file >= 0:
             try:
                 record = os.read(self._file, 8192)
             except BlockingIOError:
@@ -99,6 +101,7 @@ class KernelLog:
             head, _, text = record.decode("utf-8", "replace").partition(";")
             seconds = int(head.split(",")[2]) / 1e6
             lines.append(f"[{seconds:12.6f}] {text.splitlines()[0]}")
+        return lines
 
 
 class Scenario:
@@ -140,7 +143,7 @@ class Scenario:
                     report["sections"].append(("processes left", "\n".join(left)))
         facts = {"left": left, "kernel": kernel, "seconds": time.monotonic() - begin}
         if is_bad:
-            _rebuild_the_network()
+            rebuild_the_network()
         if not any(self._folder.iterdir()):
             self._folder.rmdir()
         _write(self._result, {"reports": reports, **facts})
@@ -215,6 +218,12 @@ class Scenario:
         )
         return dict(data)
 
+    def _is_populated(self) -> bool:
+        try:
+            return "populated 1" in (self._cgroup / "cgroup.events").read_text()
+        except FileNotFoundError:
+            return False
+
     def _end_the_rest(self) -> Iterator[str]:
         """End what the scenario has left; gives the command lines."""
         for word in (self._cgroup / "cgroup.procs").read_text().split():
@@ -223,16 +232,14 @@ class Scenario:
                 yield line.replace(b"\0", b" ").decode("utf-8", "replace").strip()
         (self._cgroup / "cgroup.kill").write_text("1")
         end = time.monotonic() + LAST_WORDS_WAIT
-        while "populated 1" in (self._cgroup / "cgroup.events").read_text():
-            if time.monotonic() > end:
-                return
+        while self._is_populated() and time.monotonic() < end:
             time.sleep(0.01)
         with contextlib.suppress(OSError):
             self._cgroup.rmdir()
 
 
-def _rebuild_the_network() -> None:
-    """A scenario that failed may have left it in any state."""
+def rebuild_the_network() -> None:
+    """Take away what a scenario that failed may have left, and build all anew."""
     script = str(HERE / "guest" / "network")
     for what in ("down", "up"):
         subprocess.run(["sh", script, what], check=False, timeout=60)

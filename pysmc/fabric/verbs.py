@@ -432,10 +432,7 @@ class VerbsDevice(Device):
 
     def _silence(self) -> None:
         assert self._bell is not None
-        try:
-            os.eventfd_read(self._bell)
-        except BlockingIOError:
-            return  # it had not rung
+        os.eventfd_read(self._bell)
         if self._resolving:
             self._take_ways()
 

@@ -8,6 +8,7 @@ import select
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -277,6 +278,28 @@ def test_a_sleeping_loop_is_woken_for_a_peer_that_takes_nothing(
         assert device.arm()
         assert select.select([device.fileno()], [], [], 10)[0]
         device.poll()
+    roce.world.is_held = False
+
+
+def test_each_peer_that_takes_nothing_has_its_time(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(verbs, "time", clock)
+    monkeypatch.setattr(verbs, "_CLOSE_WAIT", 10.0)
+    links = [roce.bench.link() for _ in range(2)]
+    device = roce.devices[0]
+    roce.world.is_held = True
+    for (near, _), now in zip(links, (100.0, 105.0), strict=True):
+        clock.now = now
+        near.queue_pair.close()
+    for clock.now, left in ((109.0, 2), (111.0, 1), (114.0, 1), (116.0, 0)):
+        assert device._timer is not None
+        device._timer.set(0.0)  # as if so much time had passed
+        assert select.select([device.fileno()], [], [], 10)[0]
+        turn(device)
+        assert roce.libraries[0].open["pair"] == left
     roce.world.is_held = False
 
 

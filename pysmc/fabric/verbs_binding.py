@@ -309,9 +309,16 @@ class _NewDescriptors:
             self.lock.release()
 
     def only(self, word: str) -> int:
-        """Tell the one whose name contains a word."""
-        (fd,) = [fd for fd, name in self._found.items() if word in name]
-        return fd
+        """Tell the one whose name contains a word.
+
+        Raises:
+            VerbsError: There is not exactly one: somebody else uses the library in
+                another thread.
+        """
+        found = [fd for fd, name in self._found.items() if word in name]
+        if len(found) != 1:
+            raise VerbsError(errno.EAGAIN, f"find one {word} among {self._found}")
+        return found[0]
 
 
 def _renew_lock() -> None:
@@ -390,9 +397,9 @@ class _CompletionQueue:
         with verbs.translated("create a completion channel"), _NewDescriptors() as new:
             self._channel = cq.CompChannel(verbs.context)
         verbs.own(self._channel)
-        self.fd = new.only("infinibandevent")
-        os.set_blocking(self.fd, False)
         try:
+            self.fd = new.only("infinibandevent")
+            os.set_blocking(self.fd, False)
             with verbs.translated(f"create a completion queue of {entries}"):
                 self.queue = cq.CQ(verbs.context, entries, None, self._channel, 0)
         except VerbsError:

@@ -507,3 +507,12 @@ def test_a_child_can_open_devices_whatever_another_thread_did() -> None:
             os._exit(0 if not verbs_binding._NewDescriptors.lock.locked() else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert verbs_binding._NewDescriptors.lock is lock
+
+
+def test_what_another_thread_opens_is_not_taken_for_ours() -> None:
+    with verbs_binding._NewDescriptors() as new:
+        opened = [fake_pyverbs.new_descriptor() for _ in range(2)]
+    with pytest.raises(VerbsError, match="find one infinibandevent among"):
+        new.only("infinibandevent")
+    for fd in opened:
+        os.close(fd)

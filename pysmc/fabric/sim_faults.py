@@ -12,6 +12,7 @@ Source: the InfiniBand specification's reliable connected service; RFC 7609 sect
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from pysmc.errors import FabricError
@@ -45,6 +46,8 @@ class Tamper:
     def __init__(
         self, kind: CompletionKind, copies: int, count: int = 1, later: int = 0
     ) -> None:
+        self.changed = 0
+        """Completions that were lost or doubled so far."""
         self._kind = kind
         self._copies = copies
         self._count = count
@@ -64,12 +67,14 @@ class Tamper:
             if self._later <= 0:
                 told.append(self._kept)
                 self._kept = None
+                self.changed += 1
         elif self._count > 0 and completion.kind is self._kind:
             self._count -= 1
             if self._later:
                 self._kept = completion
             else:
                 told = [completion] * self._copies
+                self.changed += 1
         return told
 
 
@@ -83,6 +88,19 @@ class Faults:
     def __init__(self, network: SimNetwork) -> None:
         self._network = network
         self._failing: dict[str, tuple[int, Status]] = {}
+        self._failed: Counter[str] = Counter()
+        self._tampers: list[tuple[str, Tamper]] = []
+
+    @property
+    def hits(self) -> Counter[str]:
+        """How often what was to go wrong later did so: it may never come to that.
+
+        A verb by its name; "lose completion", "double completion", "double update" and
+        "repeat update" as often as one of them has changed something.
+        """
+        hits = self._failed.copy()
+        hits.update(name for name, tamper in self._tampers if tamper.changed)
+        return hits
 
     # Verbs
 
@@ -133,6 +151,7 @@ class Faults:
             self._failing[verb] = (left - 1, status)
             return False
         del self._failing[verb]
+        self._failed[verb] += 1
         text = "ENOMEM: as the fault plan says"
         if verb in _ALLOCATING:
             self._network.note(f"{device}: {verb}: {status.value}")
@@ -248,11 +267,14 @@ class Faults:
 
     def lose_completion(self, device: SimDevice, count: int = 1) -> None:
         """Swallow the next completions of publishes at a device."""
-        device.tampers.append(Tamper(CompletionKind.PUBLISH, 0, count))
+        self._tamper(
+            device, "lose completion", Tamper(CompletionKind.PUBLISH, 0, count)
+        )
 
     def double_completion(self, device: SimDevice, count: int = 1) -> None:
         """Tell the next completions of publishes twice."""
-        device.tampers.append(Tamper(CompletionKind.PUBLISH, 2, count))
+        tamper = Tamper(CompletionKind.PUBLISH, 2, count)
+        self._tamper(device, "double completion", tamper)
 
     def double_update(self, device: SimDevice, later: int = 0) -> None:
         """Tell the next update twice.
@@ -261,7 +283,12 @@ class Faults:
             device: Where it arrives.
             later: How many other completions come in between.
         """
-        device.tampers.append(Tamper(CompletionKind.UPDATE, 2, later=later))
+        name = "repeat update" if later else "double update"
+        self._tamper(device, name, Tamper(CompletionKind.UPDATE, 2, later=later))
+
+    def _tamper(self, device: SimDevice, name: str, tamper: Tamper) -> None:
+        device.tampers.append(tamper)
+        self._tampers.append((name, tamper))
 
     def stray_completion(self, pair: SimQueuePair, wr_id: int) -> None:
         """Tell of a publish that nobody posted."""

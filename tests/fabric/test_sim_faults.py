@@ -167,8 +167,10 @@ def test_an_allocation_that_fails_raises(verb: str) -> None:
     }[verb]
     network.faults.fail_verb(verb, 2)
     make()
+    assert not network.faults.hits, "it lies in wait, and has hit nobody"
     with pytest.raises(FabricError, match=verb):
         make()
+    assert network.faults.hits == {verb: 1}
     make()
 
 
@@ -182,9 +184,14 @@ def test_completions_are_lost_and_doubled() -> None:
     near, far = linked(network)
     network.faults.lose_completion(near.device, 2)
     network.faults.double_completion(near.device)
-    publish(near, far, 1, 2, 3, 4)
+    assert not network.faults.hits
+    publish(near, far, 1, 2)
+    network.run_until_idle()
+    assert network.faults.hits == {"lose completion": 1}
+    publish(near, far, 3, 4)
     network.run_until_idle()
     assert [completion.wr_id for completion in near.device.poll()] == [3, 3, 4]
+    assert network.faults.hits == {"lose completion": 1, "double completion": 1}
 
 
 @pytest.mark.parametrize(("later", "expected"), [(0, [1, 1, 2, 3]), (2, [1, 2, 3, 1])])
@@ -196,6 +203,16 @@ def test_an_update_may_come_twice(later: int, expected: list[int]) -> None:
     network.run_until_idle()
     told = [completion.payload.sequence for completion in far.device.poll()]
     assert told == expected
+    assert network.faults.hits == {"repeat update" if later else "double update": 1}
+
+
+def test_what_is_repeated_later_has_happened_only_then() -> None:
+    network = SimNetwork()
+    near, far = linked(network)
+    network.faults.double_update(far.device, 2)
+    publish(near, far, 1, 2)
+    network.run_until_idle()
+    assert not network.faults.hits
 
 
 def test_a_device_may_tell_what_nobody_posted() -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARDS = 8
 SPEED_MIN = 500
-"""Simulated seconds a real second."""
+"""Simulated seconds a second of a processor: others may be at work beside."""
 # What every thousand worlds have to reach at least: a swarm that no longer gets there
 # would still be green.
 ENDINGS_MIN = {
@@ -31,6 +31,8 @@ ENDINGS_MIN = {
     "rested": 100,
 }
 FAULTS_MIN = 4
+RARE_MIN = 2
+"""Of those that lie in wait for what a process does only a few times."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def quiet() -> Iterator[None]:
 def test_the_promises_hold(shard: int, long_run: Callable[..., Any]) -> None:
     numbers = {"small": 10_000, "full": 1_000_000, "shard": (shard, SHARDS)}
     with long_run("swarm", **numbers) as run:
-        began, seconds, steps = time.perf_counter(), 0.0, 0
+        began, seconds, steps = time.process_time(), 0.0, 0
         for seed in run.seeds():
             outcome = run_seed(seed)
             run.add(worlds=1, **outcome.counts)
@@ -57,7 +59,7 @@ def test_the_promises_hold(shard: int, long_run: Callable[..., Any]) -> None:
                 told = "; ".join(outcome.problems)[:500]
                 run.fail(f"seed {seed}: {told} (make simulate SEED={seed})")
         run.add(simulated_seconds=seconds, steps=steps)
-        speed = seconds / (time.perf_counter() - began)
+        speed = seconds / (time.process_time() - began)
         run.tell(simulated_seconds_a_second=round(speed))
         assert speed >= SPEED_MIN
         share = run.count / 1000
@@ -70,4 +72,9 @@ def test_the_promises_hold(shard: int, long_run: Callable[..., Any]) -> None:
 
 
 def _least() -> dict[str, int]:
-    return ENDINGS_MIN | {f"fault: {kind}": FAULTS_MIN for kind in KINDS}
+    waiting = {"domain", "queue pair", "region", "connect"}
+    faults = {
+        f"fault: {name}": RARE_MIN if kind.armed in waiting else FAULTS_MIN
+        for name, kind in KINDS.items()
+    }
+    return ENDINGS_MIN | faults

@@ -10,6 +10,7 @@ Source: the fault models of RFC 7609 sections 4.6 and 4.8, tcp(7), signal(7).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from pysmc.testing.simulation.workload import Town
     from pysmc.testing.simulation.world import World
 
-__all__ = ["KINDS", "Fault", "Kind", "apply", "draw_fault", "wait_for"]
+__all__ = ["KINDS", "Fault", "Kind", "apply", "draw_fault", "happened", "wait_for"]
 
 SHORT_SECONDS = 0.05
 """A fault that lasts so long hurts nobody: every wait is longer."""
@@ -51,6 +52,9 @@ class Kind(NamedTuple):
     """Lets it happen; False when there was nothing that it could hit."""
     scope: str
     """"all", "one" or "none": who may fail because of it, among those whom it hits."""
+    armed: str = ""
+    """Of one that lies in wait: its name in `Faults.hits`, which says whether it came
+    to pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,12 @@ def apply(world: World, town: Town, fault: Fault) -> bool:
             if hit is True or hit <= town.parties(talking):
                 talking.excuses.append(fault.kind)
     return True
+
+
+def happened(world: World) -> Counter[str]:
+    """Count the faults that lay in wait and came to pass, by their kinds."""
+    hits = world.network.faults.hits
+    return Counter({k: hits[it.armed] for k, it in KINDS.items() if hits[it.armed]})
 
 
 def wait_for(fault: Fault) -> Fault:
@@ -359,15 +369,23 @@ KINDS: dict[str, Kind] = {
         "none",
     ),
     "lose completions": Kind(
-        _on_device(lambda f, d, n: f.lose_completion(d, 1 + n % 4)), "all"
+        _on_device(lambda f, d, n: f.lose_completion(d, 1 + n % 4)),
+        "all",
+        "lose completion",
     ),
     "double completions": Kind(
-        _on_device(lambda f, d, n: f.double_completion(d, 1 + n % 4)), "none"
+        _on_device(lambda f, d, n: f.double_completion(d, 1 + n % 4)),
+        "none",
+        "double completion",
     ),
     "stray completion": Kind(_on_pair(_stray_completion), "none"),
-    "double an update": Kind(_on_device(lambda f, d, _: f.double_update(d)), "none"),
+    "double an update": Kind(
+        _on_device(lambda f, d, _: f.double_update(d)), "none", "double update"
+    ),
     "repeat an update later": Kind(
-        _on_device(lambda f, d, n: f.double_update(d, later=1 + n % 5)), "none"
+        _on_device(lambda f, d, n: f.double_update(d, later=1 + n % 5)),
+        "none",
+        "repeat update",
     ),
     "update to an unknown token": Kind(_on_pair(_stray_update), "none"),
     "remove a device": Kind(_on_device(lambda f, d, _: f.remove(d)), "all"),
@@ -384,4 +402,4 @@ KINDS: dict[str, Kind] = {
 }
 for _verb in VERBS:
     _scope = "all" if _verb in {"send", "write", "publish"} else "none"
-    KINDS[f"fail verb: {_verb}"] = Kind(_fail_verb(_verb), _scope)
+    KINDS[f"fail verb: {_verb}"] = Kind(_fail_verb(_verb), _scope, _verb)

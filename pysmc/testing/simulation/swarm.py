@@ -24,7 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.config import KIB, Config
 from pysmc.core.tuning import AS_SPECIFIED, Tuning
-from pysmc.testing.simulation.faults import Fault, apply, draw_fault, wait_for
+from pysmc.testing.simulation.faults import (
+    KINDS,
+    Fault,
+    apply,
+    draw_fault,
+    happened,
+    wait_for,
+)
 from pysmc.testing.simulation.workload import Conversation, Town, draw_conversation
 from pysmc.testing.simulation.world import Stuck, TooManySteps, World
 
@@ -113,6 +120,11 @@ class Outcome:
     def count(self, name: str) -> None:
         """Count something."""
         self.counts[name] = self.counts.get(name, 0) + 1
+
+    def count_hits(self, world: World) -> None:
+        """Count the faults that lay in wait, and came to pass."""
+        for kind, times in happened(world).items():
+            self.counts[f"fault: {kind}"] = times
 
 
 # Drawing
@@ -265,6 +277,7 @@ def play(spec: Spec, *, trace: bool = False) -> Outcome:
         else:
             outcome.problems += [f"left: {leak}" for leak in leaks]
     _judge(world, town, spec, outcome)
+    outcome.count_hits(world)
     outcome.steps, outcome.seconds = world.steps, world.now
     outcome.trace = world.trace
     told = "\n".join(world.trace) if trace else repr((world.steps, world.now))
@@ -313,7 +326,8 @@ def _run(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
         if town.is_over:
             break
         if apply(world, town, fault):
-            outcome.count(f"fault: {fault.kind}")
+            if not KINDS[fault.kind].armed:
+                outcome.count(f"fault: {fault.kind}")
         elif spec.is_patient:
             plan.append(wait_for(fault))
         else:

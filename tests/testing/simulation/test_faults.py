@@ -12,6 +12,7 @@ import pytest
 from pysmc.config import KIB, Config
 from pysmc.testing.simulation import World
 from pysmc.testing.simulation.faults import KINDS, Fault, apply, draw_fault, wait_for
+from pysmc.testing.simulation.swarm import Spec, play
 from pysmc.testing.simulation.workload import Conversation, Script, Town
 
 if TYPE_CHECKING:
@@ -140,3 +141,12 @@ def test_the_last_process_is_not_crashed() -> None:
     assert made.talkings[0].server.is_dead
     assert not made.talkings[0].client.is_dead
     world.close()
+
+
+@pytest.mark.parametrize("nth", [0, 2])
+def test_a_verb_that_is_never_called_again_has_not_failed(nth: int) -> None:
+    """What lies in wait is counted when it comes to pass."""
+    fault = Fault("fail verb: domain", 1, nth)
+    outcome = play(Spec(1, (CONFIG, CONFIG), TALKS[:1], (fault,), newest_only=False))
+    assert outcome.problems == []
+    assert ("fault: fail verb: domain" in outcome.counts) is (nth == 0)

@@ -32,7 +32,11 @@ FAULT_EVERY_SECONDS = 300.0
 TROUBLE_SECONDS = 150.0
 """How long after a fault that may hurt everybody a new conversation is excused."""
 PAUSES_SECONDS = 600.0
-PATIENCE_SECONDS = 40_000.0
+PATIENCE_SECONDS = 400.0
+"""How long a program waits for others beyond what both of them pause: longer than every
+wait of ours that a fault can cause."""
+END_SECONDS = 1_000.0
+"""How long all that is left at the end may take to end."""
 LEFT_OUT = frozenset({"close a server", "remove a device"})
 """Faults that end what the day needs for the rest of it."""
 CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB)
@@ -112,8 +116,10 @@ class Soak:
         drawn = draw_conversation(
             self._rng, PROCESSES, most_bytes=3000, pace=PAUSES_SECONDS
         )
+        pauses = sum(drawn.client.pauses) + sum(drawn.server.pauses)
+        patience = PATIENCE_SECONDS + pauses
         scripts = [
-            replace(script, patience=PATIENCE_SECONDS, read_pause=0.0, linger=0.0)
+            replace(script, patience=patience, read_pause=0.0, linger=0.0)
             for script in (drawn.client, drawn.server)
         ]
         listener = self._rng.randrange(PROCESSES)
@@ -135,7 +141,8 @@ class Soak:
         fault = Fault(kind, self.world.steps, self._rng.randrange(64))
         if not apply(self.world, self.town, fault):
             return
-        self.outcome.count(f"fault: {kind}")
+        if not KINDS[kind].armed:
+            self.outcome.count(f"fault: {kind}")
         if KINDS[kind].scope == "all":
             self._troubled_until = self.world.now + TROUBLE_SECONDS
         for number, process in enumerate(self.town.processes):
@@ -156,7 +163,7 @@ class Soak:
     def _finish(self) -> None:
         """Let everything end, and look at what is left."""
         world, town, outcome = self.world, self.town, self.outcome
-        limit = world.now + PATIENCE_SECONDS
+        limit = world.now + END_SECONDS
         town.end()
         world.run(until=lambda: town.is_over or world.now > limit)
         town.close_servers()
@@ -167,6 +174,7 @@ class Soak:
             driver = process.made_driver
             if driver is not None and driver.devices and driver.endpoint.groups:
                 outcome.problems.append(f"{process.name}: groups are left")
+        outcome.count_hits(world)
         outcome.problems += [f"left: {leak}" for leak in world.close()]
         outcome.problems += [f"reported: {error}" for error in world.errors]
         for talking in (*self._left, *town.talkings):

@@ -247,6 +247,8 @@ class VerbsQueuePair(QueuePair):
             return
         with memoryview(data) as view:
             for start in range(0, size, PIECE_BYTES):
+                if self._state is not _UP:
+                    return  # a post failed
                 piece = view[start : start + PIECE_BYTES]
                 at = address + start & 0xFFFF_FFFF_FFFF_FFFF
                 self._post(WR_RDMA_WRITE, piece, rkey, at, _NOT_A_PUBLISH)
@@ -387,6 +389,8 @@ class VerbsQueuePair(QueuePair):
     def _post_waiting(self) -> None:
         waiting = self._waiting
         while waiting and self._place(*waiting[0]):
+            if not waiting:
+                return  # a post failed, which ended everything
             opcode, data, _, _, wr_id = waiting.popleft()
             if opcode == WR_SEND and wr_id < 0 and data:
                 self._messages_waiting -= 1

@@ -331,6 +331,34 @@ def test_a_post_that_fails_ends_the_queue_pair(roce: Roce) -> None:
     assert found.payload.startswith("a post failed: post send: EINVAL")
 
 
+def test_a_post_that_fails_ends_what_waits_for_room(roce: Roce) -> None:
+    near, _ = roce.bench.link()
+    roce.world.is_held = True
+    for _ in range(3 * SENDS):
+        near.queue_pair.post_send(b"x")
+    near.queue_pair.flush()
+    roce.libraries[0].fail("post_send", errno.EIO)
+    roce.world.is_held = False
+    found = roce.bench.await_one(near, CompletionKind.DOWN)
+    assert "post send: EIO" in found.payload
+    roce.bench.settle()
+    assert near.side.seen[-1] is found
+
+
+def test_a_long_write_ends_with_the_queue_pair(roce: Roce) -> None:
+    near, far = roce.bench.link()
+    region = far.domain.register(16 * MIB)
+    rkey = region.rkey_on(far.queue_pair)
+    roce.world.is_held = True
+    roce.libraries[0].fail("post_send", errno.EIO)
+    near.queue_pair.post_write(rkey, region.virtual_address, bytes(16 * MIB))
+    roce.world.is_held = False
+    roce.bench.await_one(near, CompletionKind.DOWN)
+    roce.bench.settle()
+    assert not library_end(roce, near).posted
+    assert not near.side.device.dirty  # type: ignore[attr-defined]
+
+
 def test_poll_and_arm_give_the_device_what_was_not_flushed(roce: Roce) -> None:
     near, far = roce.bench.link()
     near.queue_pair.post_send(b"one")

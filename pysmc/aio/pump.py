@@ -271,6 +271,8 @@ class Pump:
             raise
         finally:
             self._settling = False
+            if self.lingering:
+                self.lingering.sweep()
             self._arm_timer()
 
     def _take_orders(self) -> bool:

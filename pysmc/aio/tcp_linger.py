@@ -37,6 +37,10 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def descriptors(self) -> set[int]:
+        """Name the descriptors that wait; the program has closed them."""
+        return {sock.fileno() for sock, _ in self._waiting.values()}
+
     def close_after(self, connection: Connection, sock: socket.socket) -> None:
         """Close a socket, once nothing of its connection is on its way any more."""
         if not _is_underway(connection):

@@ -80,6 +80,7 @@ async def test_it_does_not_wait_for_ever(group: FakeGroup) -> None:
 async def test_at_the_end_all_are_closed(group: FakeGroup) -> None:
     lingering, socks = linger(60.0, FakeConnection(group, 1), FakeConnection(group, 2))
     assert len(lingering) == 2
+    assert lingering.descriptors() == {sock.fileno() for sock in socks}
     lingering.close()
     lingering.close()
     assert are_open(socks) == [False] * 2

@@ -327,10 +327,13 @@ class Process:
 
     def open_sockets(self) -> list[str]:
         """Name the sockets that its program has not closed."""
+        driver = self.made_driver
+        closed = set() if driver is None else driver.lingering.descriptors()
         return [
             f"{self.name}: socket {owner.label} is open"
-            for owner in self.descriptors.owners.values()
+            for number, owner in self.descriptors.owners.items()
             if isinstance(owner, KernelSocket) and self.is_alive
+            if number not in closed
         ]
 
     def end(self) -> list[str]:

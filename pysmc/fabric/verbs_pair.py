@@ -358,6 +358,8 @@ class VerbsQueuePair(QueuePair):
         if self._state is _State.CLOSING:
             self.device.forget_closing(self)
             return
+        if self._state is _State.DOWN:
+            return  # whatever was posted is flushed, and the first one told of it
         status, text = status_of(number), describe(number, vendor_error)
         if number == FLUSHED or status is Status.TIMED_OUT:
             self.device.look_at_port()  # which may be what is behind it

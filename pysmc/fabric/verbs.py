@@ -545,6 +545,8 @@ class VerbsDevice(Device):
 
         A child that kept the descriptors would keep the parent's queue pairs alive.
         """
+        if self.forked:
+            return  # a grandchild: those numbers are of others by now
         self.forked = True
         for queue_pair in self._pairs.values():
             queue_pair.after_fork_in_child()

@@ -336,6 +336,19 @@ def test_a_port_that_is_down_is_blamed_before_the_peer(
         assert down.status is Status.BROKEN_RULE
 
 
+def test_a_link_that_ends_costs_one_look_at_the_port(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its receives are flushed, and each look reads files."""
+    near, _ = roce.bench.link()
+    looks: list[str] = []
+    monkeypatch.setattr(verbs, "read_port", lambda device, *_: looks.append(device))
+    roce.library_pair(near.queue_pair.number).to_error()
+    roce.bench.await_one(near, CompletionKind.DOWN)
+    roce.bench.settle()
+    assert looks == ["fake1"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -508,6 +521,30 @@ def _look_in_child(device: VerbsDevice, before: int) -> int:
         return 0 if before - len(os.listdir("/proc/self/fd")) == 12 else 2
     except BaseException:  # noqa: BLE001 - the exit status is all that gets out
         return 3
+
+
+def test_a_grandchild_keeps_what_the_child_opened(roce: Roce) -> None:
+    """Daemons fork twice, and their files get the numbers that are free."""
+    _ = roce
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        os._exit(_fork_with_files())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _fork_with_files() -> int:
+    try:
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+        child = os.fork()
+        if child == 0:
+            for file in files:
+                os.fstat(file)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    except BaseException:  # noqa: BLE001 - the exit status is all that gets out
+        os._exit(3)
 
 
 PROGRAM = """

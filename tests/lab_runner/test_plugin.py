@@ -131,6 +131,20 @@ def test_reports_of_the_guest_are_reported(run, cache: Path) -> None:
     assert job.rstrip().endswith("'test_scenarios.py'")
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[   12.1] BUG: kernel NULL pointer dereference", True),
+        ("[   12.1] WARNING: CPU: 1 PID: 7 at rxe_qp.c:800", True),
+        ("[   12.1] INFO: task python:77 blocked for more than 120 seconds.", True),
+        ("[   12.1] infiniband rxe0: set active", False),
+    ],
+)
+def test_complaints_of_the_kernel_are_told(line: str, told: bool) -> None:
+    assert plugin.complaints({"kernel": ["[ 1.0] veth: up", line]}) == [line] * told
+    assert plugin.complaints({"error": "no reports"}) == []
+
+
 def test_only_what_was_chosen_goes_to_the_guest(run, cache: Path) -> None:
     code, text = run(READY + play(0) + STAY, "-m", "lab and not lab_long", "-k", "two")
     assert (code, "1 passed" in text) == (0, True), text

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ COLLECT_WAIT = 240.0
 """Seconds for the guest's pytest to import and collect."""
 SLACK = 40.0
 """Seconds beyond a scenario's limit until the guest must have told of its end."""
+COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|Call Trace|blocked for more than|stall")
 IN_GUEST = "PYSMC_LAB_GUEST"
 LEFT_OUT = ("xdist", "xdist.looponfail", "pytest_cov", "anyio", "cacheprovider")
 """Plugins that the guest's pytest does without: each costs a part of a second."""
@@ -150,7 +152,20 @@ class Lab:
         assert self._guest is not None
         name = f"{self._numbers[item.nodeid]}.json"
         path = self._guest.wait(name, limit_of(item) + SLACK)
+        lines = complaints(json.loads(path.read_text(encoding="utf-8")))
+        if lines:
+            self._words.append(f"Lab: the kernel complained in {item.nodeid}:")
+            self._words += [f"    {line}" for line in lines]
         return read_reports(item, path)
+
+
+def complaints(data: dict[str, Any]) -> list[str]:
+    """Give what the guest's kernel said that is a fault of its own.
+
+    Args:
+        data: What the guest wrote about one scenario.
+    """
+    return [line for line in data.get("kernel", []) if COMPLAINT.search(line)]
 
 
 def job(files: list[str]) -> str:

@@ -32,7 +32,8 @@ import threading
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pysmc.errors import FabricUnavailable
+from pysmc.errors import FabricError, FabricUnavailable
+from pysmc.fabric.base import Status
 from pysmc.fabric.verbs_api import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_WRITE,
@@ -62,6 +63,8 @@ PLACES: Final = (
 _LIBRARY: Final = re.compile(r"/libibverbs\.so\.1\.\d+\.([\d.]+)$", re.MULTILINE)
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
 
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What opening a device may fail with that is better the next time."""
 _QPT_RC: Final = 2
 _STATE_INIT, _STATE_RTR, _STATE_RTS = 1, 2, 3
 _MASK_STATE: Final = 1 << 0
@@ -194,6 +197,7 @@ def open_verbs(name: str) -> Verbs:
 
     Raises:
         FabricUnavailable: No pyverbs, no such device, no permission.
+        FabricError: Status ``NO_MEMORY``: no descriptors, or no memory.
     """
     operation = "open the verbs fabric"
     found = find_pyverbs()
@@ -204,6 +208,8 @@ def open_verbs(name: str) -> Verbs:
         return _Verbs(modules, name)
     except VerbsError as exc:
         text = f"RDMA device {name} cannot be opened: {exc.strerror}"
+        if exc.errno in _SHORTAGES:
+            raise FabricError(operation, Status.NO_MEMORY.name, text) from exc
         raise FabricUnavailable(operation, "UNAVAILABLE", text) from exc
 
 
@@ -298,7 +304,11 @@ class _NewDescriptors:
 
     def __enter__(self) -> Self:
         self.lock.acquire()
-        self._before = _descriptors().keys()
+        try:
+            self._before = _descriptors().keys()
+        except BaseException:
+            self.lock.release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -331,7 +341,11 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 def _descriptors() -> dict[int, str]:
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    try:
+        names = os.listdir("/proc/self/fd")
+    except OSError as exc:  # that takes a descriptor too
+        raise VerbsError(exc.errno or errno.EIO, "list the descriptors") from exc
+    for name in names:
         with contextlib.suppress(OSError):  # the one that lists them
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
     return found

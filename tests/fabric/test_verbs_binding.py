@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pysmc.errors import FabricUnavailable
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric import verbs_api as api
 from pysmc.fabric import verbs_binding
 from pysmc.fabric.verbs_api import SEND_CHAIN, SendRequest, VerbsError
@@ -302,6 +302,23 @@ def test_a_channel_goes_with_the_queue_that_cannot_be_had(verbs: Any) -> None:
     with pytest.raises(VerbsError, match="create a completion queue of 5: ENOMEM"):
         verbs.create_completion_queue(5)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_without_descriptors_it_says_so_and_holds_nobody_up(
+    verbs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: str) -> list[str]:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", none_left)
+        with pytest.raises(VerbsError, match="list the descriptors: EMFILE"):
+            verbs.create_completion_queue(5)
+        with pytest.raises(FabricError, match="cannot be opened: .* EMFILE") as caught:
+            open_verbs("rxe0")
+    assert caught.value.status == "NO_MEMORY"
+    assert not verbs_binding._NewDescriptors.lock.locked()
+    verbs.create_completion_queue(5).close()
 
 
 def test_memory_is_registered_at_its_address(verbs: Any, domain: Any) -> None:

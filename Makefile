@@ -75,7 +75,7 @@ fuzz: $(DEV_STAMP)  ## ten million inputs for a decoder, one for the slower targ
 	$(PYTHON_ENV)/python -m pytest --long -n $(WORKERS) -m fuzz $(ARGS)
 
 lab: $(DEV_STAMP)  ## a guest with soft-RoCE: the scenarios of every run (docs/howto/lab.md)
-	$(PYTHON_ENV)/python -m pytest -q -m "lab and not long" \
+	$(PYTHON_ENV)/python -m pytest -q -m "lab and not (long or lab_long)" \
 	    $(if $(filter require,$(PYSMC_LAB)),--lane lab) $(ARGS) tests/lab
 
 lab-long: $(DEV_STAMP)  ## the scenarios that take minutes

@@ -5,6 +5,9 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -16,6 +19,7 @@ from lab.errors import GuestDied
 from lab.kernel import Kernel
 from lab.places import new_results
 
+TOOLS = Path(machine.__file__).resolve().parents[1]
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -103,6 +107,39 @@ def test_nothing_is_left_when_it_ends(setup, qemu) -> None:
         assert select.select([descriptor], [], [], 10)[0], "QEMU still runs"
     finally:
         os.close(descriptor)
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from lab import machine
+from lab.kernel import Kernel
+share = Path(sys.argv[1])
+setup = machine.Setup("tcg", Kernel(share, "6.12.1"), share / "archive", share)
+with machine.Machine(setup, 60) as guest:
+    guest.wait("never", 50)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_no_guest_outlives_the_one_who_started_it(
+    setup, qemu, number: signal.Signals
+) -> None:
+    qemu("echo $$ >$share/part; mv $share/part $share/ready; exec sleep 60")
+    env = dict(os.environ, PYTHONPATH=str(TOOLS))
+    command = [sys.executable, "-c", HOLDER, str(setup.results)]
+    with subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL) as holder:
+        end = time.monotonic() + 20
+        while not (setup.results / "ready").exists():
+            assert time.monotonic() < end
+            select.select([], [], [], 0.01)
+        descriptor = os.pidfd_open(int((setup.results / "ready").read_text()))
+        try:
+            holder.send_signal(number)
+            assert select.select([descriptor], [], [], 10)[0], "QEMU still runs"
+        finally:
+            os.close(descriptor)
+        assert holder.wait(10) != 0
 
 
 def test_one_guest_at_a_time(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

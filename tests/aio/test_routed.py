@@ -6,6 +6,9 @@ The ports are made up, and what is opened for them is the simulated fabric's.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,23 +42,25 @@ class Ports:
     def __init__(self) -> None:
         self.problem: dict[bytes, str] = {}
         self.netdev = "va"
+        self.asked: list[tuple[bytes, bytes, int]] = []
 
     def check(self) -> None:
         if self.missing:
             raise FabricUnavailable("open verbs", "UNAVAILABLE", self.missing)
 
     def find(self, local: bytes, peer: bytes, interface: int = 0) -> RdmaPort:
-        assert len(local) == len(peer) == 4
+        assert len(local) == len(peer)
+        self.asked.append((local, peer, interface))
         if local in self.problem:
             raise FabricUnavailable("open verbs", "UNAVAILABLE", self.problem[local])
         return RdmaPort(
-            device=f"rxe{local[3]}",
+            device=f"rxe{local[-1]}",
             port=1,
             gid_index=1,
-            gid=bytes(10) + b"\xff\xff" + local,
+            gid=(bytes(10) + b"\xff\xff" + local)[-16:],
             gid_type="RoCE v2",
             netdev=self.netdev,
-            mac=bytes(5) + local[3:],
+            mac=bytes(5) + local[-1:],
             state="ACTIVE",
             mtu_code=3,
         )
@@ -109,16 +114,18 @@ class Pair:
         self.loop = loop
         self.accepted: asyncio.Queue[Any] = asyncio.Queue()
 
-    async def connect(self, source: str = "127.0.0.2") -> tuple[Any, Any]:
+    async def connect(
+        self, source: str = "127.0.0.2", to: str = HOST
+    ) -> tuple[Any, Any]:
         reader, writer = await asyncio.open_connection(
-            HOST, self.port, local_addr=(source, 0)
+            to, self.port, local_addr=(source, 0)
         )
         there = await self.accepted.get()
         return (reader, writer), there
 
-    async def infos(self, source: str = "127.0.0.2") -> tuple[Any, Any]:
+    async def infos(self, *addresses: str) -> tuple[Any, Any]:
         """Connect, exchange a word, close; give what each end knows of it."""
-        here, there = await self.connect(source)
+        here, there = await self.connect(*addresses)
         for (_, writer), (reader, _) in ((here, there), (there, here)):
             writer.write(b"word")
             assert await reader.readexactly(4) == b"word"
@@ -129,7 +136,9 @@ class Pair:
 
 
 def play(
-    scenario: Callable[[Pair], Coroutine[Any, Any, None]], config: Config = CONFIG
+    scenario: Callable[[Pair], Coroutine[Any, Any, None]],
+    config: Config = CONFIG,
+    host: str = HOST,
 ) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +148,7 @@ def play(
         async def serve(*streams: Any) -> None:
             await pair.accepted.put(streams)
 
-        server = await asyncio.start_server(serve, HOST, 0)
+        server = await asyncio.start_server(serve, host, 0)
         pair.port = server.sockets[0].getsockname()[1]
         await asyncio.wait_for(scenario(pair), 20)
         server.close()
@@ -174,6 +183,51 @@ def test_each_connection_has_the_port_of_its_own_route() -> None:
         assert len(pair.loop.opened) == 3
 
     play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("listen", "to", "source"),
+    [
+        ("0.0.0.0", "127.0.0.1", "127.0.0.2"),
+        ("::", "127.0.0.1", "127.0.0.2"),
+        ("::", "::1", "::1"),
+        ("::1", "::1", "::1"),
+    ],
+)
+def test_the_list_counts_whatever_the_listener_is_bound_to(
+    listen: str, to: str, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(CONFIG, peers=("127.0.0.0/8", "[::1]"))
+
+    async def scenario(pair: Pair) -> None:
+        here, there = await pair.infos(source, to)
+        assert (here.mode, there.mode) == ("smcr", "smcr")
+        ours, theirs = (ipaddress.ip_address(each).packed for each in (source, to))
+        assert set(pair.loop.ports.asked) == {(ours, theirs, 0), (theirs, ours, 0)}
+
+    def dual_stack(*args: Any, **options: Any) -> Any:
+        options["sock"] = socket.create_server(
+            (listen, 0), family=socket.AF_INET6, dualstack_ipv6=True
+        )
+        return real(args[0], **options)
+
+    real = asyncio.start_server
+    if listen == "::":
+        monkeypatch.setattr(asyncio, "start_server", dual_stack)
+    play(scenario, config, listen)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_local_discovery_leaves_the_list_alone(local: bool) -> None:
+    peers = ("127.0.0.2",) if local else ("127.0.0.0/8",)
+    config = replace(CONFIG, discovery=("local", "static"), peers=peers)
+
+    async def scenario(pair: Pair) -> None:
+        # The server sees 127.0.0.2, which it lists; the client sees 127.0.0.1.
+        here, there = await pair.infos("127.0.0.3" if local else "127.0.0.2")
+        assert (here.mode, there.mode) == ("smcr", "smcr")
+
+    play(scenario, config)
 
 
 @pytest.mark.parametrize("side", ["client", "server"])

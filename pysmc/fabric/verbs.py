@@ -137,6 +137,8 @@ class VerbsDevice(Device):
         self.mtu_code = port.mtu_code
         self.problem = ""
         """What ended the device, in words; from then on a new one has to be opened."""
+        self._suspicion = ""
+        """What will end it, once all was taken that came before."""
         self.count = PinCount()
         self.domains: list[VerbsDomain] = []
         self.dirty: dict[VerbsQueuePair, None] = {}
@@ -235,9 +237,7 @@ class VerbsDevice(Device):
         """
         # What is left of a queue pair that was destroyed must not be taken for that of
         # a new one with the same number, nor stand in its completions' way.
-        for _ in range((_ENTRIES << len(self._queues)) // _BATCH):
-            if not self._collect():
-                break
+        self._collect_all()
         for queue in self._queues:
             if queue.room:
                 return queue
@@ -359,12 +359,22 @@ class VerbsDevice(Device):
                 count += len(found)
         except VerbsError as exc:
             self.fail(f"{self.port.device} is gone: {exc.strerror}")
+        if self._suspicion and not count:
+            self.fail(self._suspicion)
         return count
+
+    def _collect_all(self) -> None:
+        """Take what the queues hold now, of which nothing may be left."""
+        for _ in range((_ENTRIES << len(self._queues)) // _BATCH):
+            if not self._collect():
+                return
 
     def _look(self) -> None:
         """Look at the descriptors."""
         self._polls_left = _POLLS_PER_LOOK
         assert self._epoll is not None
+        if self._epoll.closed:
+            return  # a loop may have planned to poll before the device was closed
         for fd, _ in self._epoll.poll(0):
             try:
                 self._handlers[fd]()
@@ -390,8 +400,6 @@ class VerbsDevice(Device):
             is_armed, self._armed = self._armed, False
             self._collect()
             self._armed = is_armed
-            if is_armed and self.problem:  # a device that failed announces nothing
-                self._ring()
         return bool(self._ready)
 
     def arm(self) -> bool:
@@ -452,12 +460,12 @@ class VerbsDevice(Device):
 
     def _handle_event(self, number: int) -> None:
         """Act on an asynchronous event; which object it is about nobody tells."""
+        self._collect_all()  # what came before the end is delivered before it
         if number in {EVENT_DEVICE_FATAL, EVENT_CQ_ERROR}:
             self.fail(f"{self.port.device} failed, or was taken away (event {number})")
         elif number in EVENTS_OF_PORTS:
             self._check_port()
         elif number in EVENTS_OF_QUEUE_PAIRS:
-            self._collect()  # what came before the end is delivered before it
             for queue_pair in list(self._pairs.values()):
                 if queue_pair.is_in_error():
                     text = f"the device ended the queue pair (event {number})"
@@ -471,12 +479,16 @@ class VerbsDevice(Device):
         elif now.problem:
             self.fail(f"GID {mine.address} of {mine.device} {now.problem}")
 
-    def look_at_port(self) -> None:
-        """Fail if the port is down: its event may come after what it has caused."""
+    def blame_port(self) -> str:
+        """Tell what the port has, if anything: its event may come after its effects.
+
+        What the others have received is delivered before the device fails.
+        """
         mine = self.port
         now = read_port(mine.device, mine.port, mine.gid_index)
         if now is not None and now.problem:
-            self.fail(f"GID {mine.address} of {mine.device} {now.problem}")
+            self._suspicion = f"GID {mine.address} of {mine.device} {now.problem}"
+        return self._suspicion
 
     def fail(self, text: str) -> None:
         """The device, its port or its GID is gone: nothing on it goes on.
@@ -490,6 +502,7 @@ class VerbsDevice(Device):
         _log.warning("RDMA port %s: %s", self.port.name, text)
         for queue_pair in list(self._pairs.values()):
             queue_pair.go_down(Status.PEER_GONE, text)
+        self._ring()  # its owner has to see, also when no queue pair tells of it
 
     # --- the end ---------------------------------------------------------------------
 

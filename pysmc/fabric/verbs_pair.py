@@ -362,7 +362,9 @@ class VerbsQueuePair(QueuePair):
             return  # whatever was posted is flushed, and the first one told of it
         status, text = status_of(number), describe(number, vendor_error)
         if number == FLUSHED or status is Status.TIMED_OUT:
-            self.device.look_at_port()  # which may be what is behind it
+            problem = self.device.blame_port()  # which may be what is behind it
+            if problem:
+                status, text = Status.PEER_GONE, problem
         if status is Status.TIMED_OUT and not self.is_up:
             status = Status.NO_ROUTE
         self.go_down(status, text)

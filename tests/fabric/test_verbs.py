@@ -25,6 +25,7 @@ from pysmc.fabric import verbs_api as api
 from pysmc.fabric.base import CompletionKind, Status, UpdateCodec
 from pysmc.fabric.verbs import VerbsDevice
 from pysmc.fabric.verbs_api import Limits
+from pysmc.fabric.verbs_memory import RECEIVE_BLOCK, RECEIVES
 from pysmc.fabric.verbs_pair import VerbsQueuePair
 from pysmc.testing.conformance_bench import KIB, Writer
 from smcproto import cdc
@@ -334,6 +335,61 @@ def test_a_port_that_is_down_is_blamed_before_the_peer(
         assert down.payload == "GID 10.0.0.1 of fake1 belongs to a port that is DOWN"
     else:
         assert down.status is Status.BROKEN_RULE
+
+
+def test_a_port_that_is_blamed_takes_nothing_from_the_others(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (near, _), (other, beside) = roce.bench.link(), roce.bench.link()
+    port_now(monkeypatch, changed(state="DOWN"))
+    roce.library_pair(near.queue_pair.number).to_error()
+    beside.queue_pair.post_send(b"before the port went down")
+    beside.queue_pair.flush()
+    down = roce.bench.await_one(other, CompletionKind.DOWN)
+    assert other.side.of(CompletionKind.RECEIVE, other.queue_pair)
+    assert down.payload == roce.devices[0].problem
+
+
+@pytest.mark.parametrize("number", [PORT_ERR, QP_FATAL, api.EVENT_DEVICE_FATAL])
+def test_what_came_before_an_event_is_delivered_before_it(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    near, far = roce.bench.link()
+    count = RECEIVES - RECEIVE_BLOCK
+    roce.bench.settle()
+    assert roce.devices[0].arm(), "the next poll looks at events first"
+    for _ in range(count):
+        far.queue_pair.post_send(b"before")
+    far.queue_pair.flush()
+    roce.world.run()
+    port_now(monkeypatch, changed(state="DOWN"))
+    roce.library_pair(near.queue_pair.number).now = ERROR
+    roce.libraries[0].raise_event(number)
+    roce.bench.await_one(near, CompletionKind.DOWN)
+    kinds = [item.kind for item in near.side.seen]
+    assert kinds.count(CompletionKind.RECEIVE) == count
+    assert kinds[-1] is CompletionKind.DOWN
+
+
+def test_a_device_that_goes_while_it_is_armed_rings(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without links nothing else tells its owner, who would offer it again."""
+    device = roce.devices[0]
+    roce.bench.settle()
+    port_now(monkeypatch, lambda _: None)
+    roce.libraries[0].raise_event(PORT_ERR)
+    assert not device.arm() or is_readable(device)
+    device.poll()
+    assert device.is_gone
+
+
+def test_a_closed_device_may_still_be_polled() -> None:
+    """By what a loop had planned before."""
+    roce = Roce()
+    roce.close()
+    turn(roce.devices[0])
+    assert roce.devices[0].arm()
 
 
 def test_a_link_that_ends_costs_one_look_at_the_port(

@@ -27,6 +27,8 @@ _NAMES: Final = (
 
 _MEANINGS: Final = {
     1: (Status.BROKEN_RULE, "the peer sent more than a receive takes"),
+    # What soft-RoCE says of a SEND that is longer than its receive.
+    2: (Status.BROKEN_RULE, "the device refused a request of the peer, or one of ours"),
     5: (Status.BROKEN_RULE, "the peer broke a rule, which ended the queue pair"),
     7: (Status.BROKEN_RULE, "the peer answered what was not asked"),
     9: (Status.REMOTE_ACCESS, "the peer found our request invalid"),

@@ -13,6 +13,7 @@ from pysmc.fabric.verbs_status import describe, name_of, status_of
     [
         (0, "IBV_WC_SUCCESS", Status.FLUSHED),
         (1, "IBV_WC_LOC_LEN_ERR", Status.BROKEN_RULE),
+        (2, "IBV_WC_LOC_QP_OP_ERR", Status.BROKEN_RULE),
         (4, "IBV_WC_LOC_PROT_ERR", Status.FLUSHED),
         (5, "IBV_WC_WR_FLUSH_ERR", Status.BROKEN_RULE),
         (9, "IBV_WC_REM_INV_REQ_ERR", Status.REMOTE_ACCESS),

@@ -106,7 +106,7 @@ def test_memory_of_another_link_group_is_not_written(bench):
 
 def test_a_queue_pair_that_vanished_is_given_up(bench):
     near, far = bench.link()
-    far.queue_pair._handle.close()
+    far.side.device.destroy(far.queue_pair)  # says no goodbye
     since = time.monotonic()
     near.queue_pair.post_send(LLC)
     near.queue_pair.flush()

@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "pysmc/testing": {
         "hypothesis", "cryptography", "smcproto", "pysmc.testing", "pysmc.aio",
         "pysmc.core", "pysmc.fabric", "pysmc.discovery",
-        "pysmc.errors", "pysmc.config", "pysmc.info", "pysmc.reasons",
+        "pysmc.errors", "pysmc.config", "pysmc.info", "pysmc.reasons", "pysmc.disposal",
     },
     "pysmc/contrib": {"scapy", "smcproto"},
     "pysmc/integrations": {"gunicorn", "uvicorn_worker", "aiohttp", "pysmc"},

@@ -11,7 +11,13 @@ from contextlib import closing
 from dataclasses import replace
 
 from pysmc.aio import devices as devices_module
-from pysmc.aio.devices import ALL, CODEC, Devices, raise_descriptor_limit
+from pysmc.aio.devices import (
+    ALL,
+    CODEC,
+    RECHECK_SECONDS,
+    Devices,
+    raise_descriptor_limit,
+)
 from pysmc.aio.driver import Driver
 from pysmc.config import Config
 from pysmc.core.handshake import NOTHING_ABSENT
@@ -327,6 +333,34 @@ def test_a_fabric_that_is_not_there_is_looked_for_again(caplog) -> None:
     why = alone.devices.why_none()
     assert why is not None
     assert "verbs: this machine has no RDMA device." in why.text
+
+
+def test_a_fabric_that_appears_beside_another_is_found(kit) -> None:
+    async def scenario() -> None:
+        rig, now = Rig("shm", "verbs"), [10.0]
+        rig.finder.missing = "this machine has no RDMA device"
+        config = Config(fabrics=("shm", "verbs"), ueids=("LAN",))
+        loop = asyncio.get_running_loop()
+        driver = Driver(
+            loop,
+            config,
+            opener=rig.open_one,
+            clock=lambda: now[0],
+            finder=rig.finder,
+        )
+        assert driver.open() is None
+        listener = socket.create_server(("127.0.0.1", 0))
+        sock = socket.create_connection(listener.getsockname())
+        with listener, sock:
+            offers = [each.device for each in driver.fitting(sock).offers]
+            assert offers == ["shm"]
+            rig.finder.missing = ""
+            now[0] += RECHECK_SECONDS
+            offers = [each.device for each in driver.fitting(sock).offers]
+            assert offers == ["shm", "verbs:rxe0:1:1"]
+        driver.close()
+
+    kit.run(scenario)
 
 
 def test_a_port_with_another_address_is_another_device() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.core import actions
 from pysmc.core.roles import Role
-from pysmc.errors import FabricError
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric.base import RemoteQueuePair, Status
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Orders:
         device = self._devices.get(group.device)
         if device is None:
             operation = "create a queue pair"
-            raise FabricError(operation, "PEER_GONE", "the device was removed")
+            raise FabricUnavailable(operation, "UNAVAILABLE", "the device was removed")
         return device
 
     def _connect_pair(self, action: actions.ConnectQueuePair) -> None:
@@ -156,5 +156,5 @@ class Orders:
 
 def _status_of(error: FabricError) -> str:
     """Give the value of the status that an error names."""
-    known = Status.__members__.get(error.status)
-    return error.status if known is None else known.value
+    # What is not there is no fault of the peer, nor of the link.
+    return Status.__members__.get(error.status, Status.UNREACHABLE).value

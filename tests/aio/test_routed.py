@@ -309,8 +309,10 @@ def test_a_device_that_goes_before_its_queue_pair_is_made(
         monkeypatch.setattr(driver, "fitting", fitting)
         here, there = await pair.infos()
         assert {here.mode, there.mode} == {"tcp"}
-        names = {here.reason.name, there.reason.name}
-        assert names == {"LINK_FAILED", "PEER_DECLINED"}
+        reasons = {each.reason.name: each.reason for each in (here, there)}
+        assert set(reasons) == {"NO_DEVICE", "PEER_DECLINED"}
+        assert reasons["NO_DEVICE"].side == "local"
+        assert "the device was removed" in reasons["NO_DEVICE"].text
 
     play(scenario)
 

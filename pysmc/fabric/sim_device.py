@@ -389,7 +389,11 @@ class SimQueuePair(QueuePair):
         if isinstance(payload, Update):
             kind = CompletionKind.UPDATE
         elif codec is not None and codec.is_update(payload):
-            kind, content = CompletionKind.UPDATE, Update(*codec.unpack(payload))
+            try:
+                kind, content = CompletionKind.UPDATE, Update(*codec.unpack(payload))
+            except ValueError as error:
+                self.go_down(Status.BROKEN_RULE, f"a malformed update: {error}")
+                return
         self.device.complete(Completion(kind, self, payload=content))
 
     def flush(self) -> None:

@@ -488,3 +488,15 @@ def test_each_queue_pair_keeps_its_order(seed: int, steps: list[str]) -> None:
         index = [pair[1] for pair in links].index(completion.queue_pair)  # type: ignore[arg-type]
         got[index].append(completion.payload)
     assert got == sent
+
+
+@pytest.mark.parametrize("sent", [b"\xfe", b"\xfe\x2c" + bytes(41), b"\xfe" * 44])
+def test_an_update_that_is_malformed_ends_the_link(sent: bytes) -> None:
+    """Whoever sends it breaks a rule; nobody else hears of an exception."""
+    network = SimNetwork(codec=CODEC)
+    near, far = linked(network)
+    near.post_send(sent)
+    network.run_until_idle()
+    (down,) = far.device.poll()
+    assert (down.kind, down.status) == (CompletionKind.DOWN, Status.BROKEN_RULE)
+    assert "malformed update" in down.payload

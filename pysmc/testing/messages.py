@@ -217,10 +217,34 @@ def _varied(record: Any) -> Iterator[tuple[str, Any]]:
                     f"{field.name}.{name}",
                     replace(record, **{field.name: changed}),
                 )
+        for name, changed in _varied_entry(value):
+            yield f"{field.name}{name}", replace(record, **{field.name: changed})
         for bound in _bounds(value):
             if bound != value:
                 text = f"{field.name}={bound!r}"
                 yield text, replace(record, **{field.name: bound})
+
+
+def _varied_entry(value: object) -> Iterator[tuple[str, Any]]:
+    """Vary the last entry of a tuple, and each part of it where it is a record."""
+    if not isinstance(value, tuple) or not value:
+        return
+    *others, last = value
+    found: list[tuple[str, Any]] = []
+    if is_dataclass(last):
+        found = [(f".{name}", changed) for name, changed in _varied(last)]
+    elif isinstance(last, tuple):
+        parts = getattr(last, "_fields", range(len(last)))
+        for number, (part, old) in enumerate(zip(parts, last, strict=True)):
+            for bound in _bounds(old):
+                entry = (*last[:number], bound, *last[number + 1 :])
+                made = type(last)(*entry) if hasattr(last, "_make") else entry
+                if bound != old:
+                    found.append((f".{part}={bound!r}", made))
+    else:
+        found = [(f"={each!r}", each) for each in _bounds(last) if each != last]
+    for name, changed in found:
+        yield f"[{len(others)}]{name}", (*others, changed)
 
 
 def _bounds(value: object) -> tuple[Any, ...]:

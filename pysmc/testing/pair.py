@@ -28,6 +28,7 @@ from pysmc.core.events import Established
 from pysmc.core.handshake import NOTHING_ABSENT
 from pysmc.testing.pair_ends import PairEnd
 from pysmc.testing.pair_wire import (
+    KINDS,
     CountingTokens,
     Delivery,
     QueuePairStub,
@@ -296,7 +297,13 @@ class CorePair:
         Args:
             kind: See `Delivery`.
             ends: Where it would arrive; both by default.
+
+        Raises:
+            ValueError: There is no such kind.
         """
+        if kind not in KINDS:
+            text = f"no kind {kind!r} of delivery; there are {', '.join(KINDS)}"
+            raise ValueError(text)
         self._held |= {(kind, end) for end in ends or self.ends}
 
     def release(self, kind: str, *ends: PairEnd) -> None:

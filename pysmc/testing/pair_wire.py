@@ -78,11 +78,15 @@ class CountingTokens:
         return next(self._numbers) & 0xFFFFFFFF
 
 
+KINDS = ("answer", "tcp", "connected", "send", "update", "publish", "down")
+"""What can be delivered."""
+
+
 class Delivery(NamedTuple):
     """Something that can happen next."""
 
     kind: str
-    """"answer", "tcp", "connected", "send", "update", "publish" or "down"."""
+    """One of `KINDS`."""
     end: PairEnd
     """Where it arrives."""
     place: Any

@@ -57,3 +57,18 @@ def test_bounds_reach_into_extensions_lists_and_flags() -> None:
     flags = {message.producer_flags for _, message in at_bounds(update)}
     assert set(ProducerFlags) <= flags
     assert all(message.build() for _, message in at_bounds(update))
+
+
+def test_bounds_reach_into_the_entries_of_lists() -> None:
+    link = llc.OtherLink(1, 2, 3)
+    keys = llc.ConfirmRkey(2, False, 0x10, 0x20, (link, link))
+    names = [name for name, _ in at_bounds(keys)]
+    assert f"other_links[1].rkey={0xFFFFFFFF}" in names
+    assert f"other_links[1].link_number={0xFF}" in names
+    found = {message.other_links for _, message in at_bounds(keys)}
+    assert (link, link._replace(virtual_address=0)) in found
+    rows = llc.DeleteRkey(version=2, response=False, rkeys=(1, 2))
+    assert (1, 0xFFFFFFFF) in {message.rkeys for _, message in at_bounds(rows)}
+    gids = llc.RequestAddLink(response=False, gids=(b"1" * 16, b"2" * 16))
+    lists = {message.gids for _, message in at_bounds(gids)}
+    assert (b"1" * 16, b"\xff" * 16) in lists

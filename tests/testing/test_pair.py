@@ -161,3 +161,8 @@ def test_verdicts_and_strangers_in_words() -> None:
     assert any("RegisterMemory fails: no memory" in line for line in pair.trace)
     assert client.is_over
     assert server.is_over
+
+
+def test_only_what_there_is_can_be_held() -> None:
+    with pytest.raises(ValueError, match="'sends'.*send, update"):
+        CorePair().hold("sends")

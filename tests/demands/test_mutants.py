@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -166,6 +167,8 @@ class Mutant(NamedTuple):
     module: str
     test: str
     arguments: dict[str, Any]
+    says: str
+    """What the test, or the watch, says then: not any failure will do."""
 
 
 MUTANTS = [
@@ -174,72 +177,84 @@ MUTANTS = [
         "core",
         "a_first_contact_that_fails_unlists_no_other_group",
         {"others": 2, "order": "RegisterMemory", "end": "client"},
+        "flows of a group that is not there",
     ),
     Mutant(
         free_at_once,
         "core",
         "writes_that_complete_after_the_close_touch_nothing",
         {"count": 7, "how": "success", "ending": "close"},
+        "the peer may still write there",
     ),
     Mutant(
         tell_the_dead,
         "core",
         "writes_that_complete_after_the_close_touch_nothing",
         {"count": 7, "how": "success", "ending": "close"},
+        "an ended connection is told of its completions",
     ),
     Mutant(
         put_twice,
         "core",
         "giving_up_at_any_step_gives_back_once",
         {"way": "reuse", "end": "both"},
+        "places and users differ",
     ),
     Mutant(
         forget_the_memory,
         "core",
         "a_link_that_is_lost_at_any_step_leaves_nothing",
         {"way": "first contact", "end": "both"},
+        "self.rmb_bytes == sum(",
     ),
     Mutant(
         walk_the_list_itself,
         "core",
         "a_first_contact_that_fails_unlists_no_other_group",
         {"others": 2, "order": "RegisterMemory", "end": "client"},
+        "changed size during iteration",
     ),
     Mutant(
         tell_a_loss_twice,
         "core",
         "a_full_group_ends_while_its_connections_are_closed",
         {"seed": 1},
+        "a loss is told once",
     ),
     Mutant(
         look_up_without_a_check,
         "core",
         "a_late_update_does_not_meet_the_next_connection_of_its_memory",
         {},
+        "assert found is None",
     ),
     Mutant(
         show_what_is_not_there,
         "core",
         "everything_can_be_shown_at_any_step",
         {"way": "first contact"},
+        "no attribute 'gid'",
     ),
     Mutant(
         keep_a_failed_attempt,
         "core",
         "an_attempt_after_a_failed_one_is_like_a_first_one",
         {"way": "first contact", "order": "RegisterMemory", "end": "client"},
+        "flows of a group that is not there",
     ),
     Mutant(
         throw_the_confirm_away,
         "loop",
         "a_confirm_that_is_still_in_the_senders_hands",
         {"then": "sent"},
+        "TimeoutError",
     ),
     Mutant(
         leak_a_descriptor,
         "setup",
         "each_allocation_of_a_device_may_fail",
         {"number": 12},
+        "left something behind",
     ),
 ]
 
@@ -265,13 +280,19 @@ def test_a_fault_that_is_put_in_is_noticed(mutant, monkeypatch, invariants) -> N
         patch.setattr(load("loop"), "PATIENCE", 2.0)
         try:
             play(mutant, patch)
-        except (Exception, pytest.fail.Exception):  # noqa: BLE001  # of any kind
-            noticed = True
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  # of any kind
+            noticed = told(error)
         else:
-            noticed = False
+            noticed = ""
     # What is watched in all tests would have failed it as well.
-    assert noticed or invariants.take()
-    invariants.take()
+    noticed += "".join(f"\n{broken}" for broken in invariants.take())
+    assert mutant.says in noticed, "noticed by something else, or by nothing"
+
+
+def told(error: BaseException) -> str:
+    """Give what an error says, and the line that raised it."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line
+    return f"{type(error).__name__}: {error} at {line}"
 
 
 def test_there_are_ten_at_least() -> None:

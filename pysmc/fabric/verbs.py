@@ -377,7 +377,8 @@ class VerbsDevice(Device):
             return  # a loop may have planned to poll before the device was closed
         for fd, _ in self._epoll.poll(0):
             try:
-                self._handlers[fd]()
+                if fd in self._handlers:  # one of them may have ended the device
+                    self._handlers[fd]()
             except VerbsError as exc:
                 self.fail(f"{self.port.device} is gone: {exc.strerror}")
 
@@ -502,6 +503,10 @@ class VerbsDevice(Device):
         _log.warning("RDMA port %s: %s", self.port.name, text)
         for queue_pair in list(self._pairs.values()):
             queue_pair.go_down(Status.PEER_GONE, text)
+        # Those of a device that was taken away stay readable, and have nothing to say.
+        for fd in (self._verbs.event_fd, *(each.handle.fd for each in self._queues)):
+            if self._epoll is not None and self._handlers.pop(fd, None) is not None:
+                self._epoll.unregister(fd)
         self._ring()  # its owner has to see, also when no queue pair tells of it
 
     # --- the end ---------------------------------------------------------------------

@@ -496,6 +496,10 @@ def test_a_device_whose_calls_fail_is_gone(roce: Roce, operation: str) -> None:
     assert (down.kind, down.queue_pair) == (CompletionKind.DOWN, near.queue_pair)
     assert down.payload.startswith(f"fake1 is gone: {words}: EIO")
     assert device.is_gone
+    roce.libraries[0].raise_event(COMM_EST)  # which nobody can take any more
+    turn(device)
+    assert device.arm()
+    assert not is_readable(device)
 
 
 def test_what_a_gone_device_cannot_close_is_left() -> None:

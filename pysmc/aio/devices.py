@@ -192,14 +192,13 @@ class Devices:
             return
         try:
             device = self._open_and_ring(name)
+            # Its own name counts: another world may stand in for the one asked for.
+            self._fixed[name] = self._offer(device, device.fabric)
         except OSError as error:
             # Every FabricError is one too; others come from loading the fabric's code.
             if not isinstance(error, FabricUnavailable):
                 self._short_of_something = True
             self._lacks(name, error)
-            return
-        # Its own name counts: another world may stand in for the one that was asked.
-        self._fixed[name] = self._offer(device, device.fabric)
 
     def _check(self, name: str, finder: PortFinder) -> bool:
         """Tell whether any connection could use a fabric with many devices."""
@@ -277,17 +276,19 @@ class Devices:
         for other, there in list(self._ports.items()):
             if there.name != port.name or other not in self.by_name:
                 continue
-            if there.gid == port.gid and there.netdev == port.netdev:
-                return self._offer_of(self.by_name[other], other)
+            device = self.by_name[other]
+            is_same = there.gid == port.gid and there.netdev == port.netdev
+            if is_same and not device.is_gone:
+                return self._offer_of(device, other)
             # The port has another address by now; links of the old one may live on.
-            if other not in in_use():
-                self.remove(self.by_name[other])
+            if device.is_gone or other not in in_use():
+                self.remove(device)
         self._opened += 1
         if called in self.by_name:
             called = f"{called}#{self._opened}"
-        device = self._open_and_ring(name, port=port)
+        offer = self._offer(self._open_and_ring(name, port=port), called)
         self._ports[called] = port
-        return self._offer(device, called)
+        return offer
 
     def remove(self, device: Device) -> None:
         """Close a device that can be used no longer. Idempotent."""
@@ -318,9 +319,14 @@ class Devices:
         return device
 
     def _offer(self, device: Device, called: str) -> FabricOffer:
+        """Count a device as open, once the loop watches it."""
+        try:
+            if self._attend is not None:
+                self._attend(device)
+        except BaseException:
+            device.close()
+            raise
         self.by_name[called] = device
-        if self._attend is not None:
-            self._attend(device)
         return self._offer_of(device, called)
 
     def _offer_of(self, device: Device, called: str) -> FabricOffer:

@@ -381,6 +381,45 @@ def test_a_port_with_another_address_is_another_device() -> None:
     rig.close()
 
 
+def test_a_device_that_cannot_be_watched_is_closed_again() -> None:
+    def no_room(device: object) -> None:
+        closed.append(device)
+        raise OSError(errno.ENOSPC, "no watches")
+
+    for fabric in ("shm", "verbs"):
+        closed: list[object] = []
+        rig = Rig(fabric)
+        rig.devices._attend = no_room
+        rig.devices.open(PEER_ID)
+        if fabric == "verbs":
+            refusal = rig.fit().refusal
+            assert refusal is not None
+            assert "no watches" in refusal.text
+        else:
+            assert rig.devices.why_none().name == "LIMIT"
+        assert rig.devices.by_name == {}
+        assert closed[0] not in rig.network._devices.values()
+        rig.devices._attend = None
+        rig.devices.open(PEER_ID)
+        if fabric == "verbs":
+            assert rig.names() == ["verbs:rxe0:1:1"]
+        assert len(rig.devices.by_name) == 1
+        rig.close()
+
+
+def test_a_device_that_is_gone_is_offered_to_nobody() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.names()
+    gone = rig.devices.by_name["verbs:rxe0:1:1"]
+    gone.is_gone = True
+    rig.in_use.add("verbs:rxe0:1:1")
+    assert rig.names() == ["verbs:rxe0:1:1"]
+    assert rig.dismissed == [gone]
+    assert rig.devices.by_name["verbs:rxe0:1:1"] is not gone
+    rig.close()
+
+
 def test_a_removed_device_is_closed_once_and_opened_anew() -> None:
     rig = Rig("verbs")
     rig.devices.open(PEER_ID)

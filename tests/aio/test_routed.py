@@ -17,6 +17,7 @@ from pysmc.aio.driver import Driver
 from pysmc.aio.loop import Loop
 from pysmc.config import Config
 from pysmc.errors import FabricUnavailable
+from pysmc.fabric import open_device
 from pysmc.fabric.base import Status
 from pysmc.fabric.sim_device import SimDevice
 from pysmc.fabric.verbs_ports import RdmaPort
@@ -94,11 +95,13 @@ class RoutedLoop(Loop):
             self._watch_device,
             self._open_port,
             unwatch=self._unwatch_device,
-            finder=lambda name, config: self.ports,
+            finder=lambda name, config: self.ports if name == "verbs" else None,
         )
 
-    def _open_port(self, name: str, *, peer_id: bytes, port: RdmaPort, **_: Any) -> Any:
-        assert name == "verbs"
+    def _open_port(self, name: str, *, peer_id: bytes, **options: Any) -> Any:
+        if name == "shm":
+            return open_device(name, peer_id=peer_id, **options)
+        port: RdmaPort = options["port"]
         number = bytes((len(self.opened),)) + peer_id[1:]
         device = self.network.device(number, PortDevice)
         device.fabric, device.gid, device.mac = name, port.gid, port.mac
@@ -252,20 +255,22 @@ def test_without_a_port_there_is_one_reason(side: str) -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("beside", [(), ("shm",)])
 def test_a_fabric_that_appears_is_used_by_later_connections(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, beside: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(Ports, "missing", "this machine has no RDMA device")
 
     async def scenario(pair: Pair) -> None:
         driver = pair.loop.driver
-        assert driver.open().name == "NO_DEVICE"
+        why = driver.open()
+        assert why is None if beside else why.name == "NO_DEVICE"
         pair.loop.ports.missing = ""
         driver._devices._recheck_at = 0.0
         here, _ = await pair.infos()
-        assert here.mode == "smcr"
+        assert (here.mode, here.fabric) == ("smcr", "verbs")
 
-    play(scenario)
+    play(scenario, replace(CONFIG, fabrics=("verbs", *beside)))
 
 
 def test_a_device_that_is_removed_ends_its_connections_and_comes_back() -> None:

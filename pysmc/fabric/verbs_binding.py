@@ -61,6 +61,8 @@ PLACES: Final = (
 )
 """Where distributions put it."""
 _LIBRARY: Final = re.compile(r"/libibverbs\.so\.1\.\d+\.([\d.]+)$", re.MULTILINE)
+VERBS: Final = "/sys/class/infiniband_verbs"
+NODES: Final = "/dev/infiniband"
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
 
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -207,10 +209,23 @@ def open_verbs(name: str) -> Verbs:
     try:
         return _Verbs(modules, name)
     except VerbsError as exc:
-        text = f"RDMA device {name} cannot be opened: {exc.strerror}"
+        why = _forbidden(name) or exc.strerror
+        text = f"RDMA device {name} cannot be opened: {why}"
         if exc.errno in _SHORTAGES:
             raise FabricError(operation, Status.NO_MEMORY.name, text) from exc
         raise FabricUnavailable(operation, "UNAVAILABLE", text) from exc
+
+
+def _forbidden(name: str) -> str:
+    """Name the device's file if we may not use it: the library says "no such file"."""
+    for place in FilePath(VERBS).glob("uverbs*"):
+        with contextlib.suppress(OSError):
+            if (place / "ibdev").read_text(encoding="ascii").strip() != name:
+                continue
+            node = f"{NODES}/{place.name}"
+            if os.path.exists(node) and not os.access(node, os.R_OK | os.W_OK):
+                return f"no permission for {node}"
+    return ""
 
 
 # What an open device consists of

@@ -180,6 +180,38 @@ def test_a_device_that_cannot_be_opened(place: Path) -> None:
     assert "EACCES" in e.value.detail
 
 
+def test_a_file_that_may_not_be_used_is_named(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libibverbs leaves such a device out of its list, as if there were none."""
+    error = "class PyverbsError(Exception):\n    error_code = 2\n"
+    device = (
+        "from pyverbs.pyverbs_error import PyverbsError\n"
+        "def Context(name):\n    raise PyverbsError(name)\n"
+    )
+    install(place, device=device, pyverbs_error=error)
+    verbs, nodes = tmp_path / "verbs", tmp_path / "nodes"
+    nodes.mkdir()
+    for number, name in enumerate(("rxe0", "rxe1", "rxe2")):
+        (verbs / f"uverbs{number}").mkdir(parents=True)
+        (verbs / f"uverbs{number}" / "ibdev").write_text(f"{name}\n")
+    (verbs / "uverbs9").mkdir()  # is just going away
+    for number in (0, 1):
+        (nodes / f"uverbs{number}").touch()
+    monkeypatch.setattr(verbs_binding, "VERBS", str(verbs))
+    monkeypatch.setattr(verbs_binding, "NODES", str(nodes))
+    forbidden = str(nodes / "uverbs1")
+    monkeypatch.setattr(os, "access", lambda node, mode: node != forbidden)
+    for name, words in {
+        "rxe0": "ENOENT",
+        "rxe1": f"no permission for {forbidden}",
+        "rxe2": "ENOENT",
+    }.items():
+        with pytest.raises(FabricUnavailable) as e:
+            open_verbs(name)
+        assert words in e.value.detail
+
+
 # Calling it
 
 

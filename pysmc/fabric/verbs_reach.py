@@ -180,7 +180,9 @@ class Reach:
         except OSError as error:
             message = f"nothing can be sent to {what}: {error.strerror}"
             raise OSError(0, message) from error
-        return search
+        # It may have answered somebody else before we heard.
+        known = self._netlink.neighbour(hop, route.interface)
+        return None if known is not None and known.state & NEIGHBOUR_VALID else search
 
     def _hear(self) -> None:
         if self._events is None:

@@ -140,6 +140,19 @@ def test_the_kernel_is_made_to_look_for_it(scene: Scene) -> None:
 
 
 @pytest.mark.netns
+def test_an_answer_that_came_before_we_heard_counts(scene: Scene, monkeypatch) -> None:
+    start_hearing = scene.reach._start_hearing
+
+    def too_late() -> None:
+        ip(f"neigh replace 10.1.0.9 {HAS} reachable")
+        start_hearing()
+
+    monkeypatch.setattr(scene.reach, "_start_hearing", too_late)
+    scene.ask("10.1.0.9")
+    assert scene.answer() == (7, True, "")
+
+
+@pytest.mark.netns
 def test_a_neighbour_that_the_kernel_gave_up_is_not_reached(scene: Scene) -> None:
     scene.ask("10.1.0.9")
     ip("neigh replace 10.1.0.9 dev near nud failed")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -29,9 +29,8 @@ from tests.lab.capture import (
     tcp_streams,
 )
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "proto" / "captures" / "pysmc-pysmc_v2.1_two-connections.pcap"
 TOTAL = 6 * 1024
 CONNECTIONS = 2
 CDC = b"\xfe"
@@ -78,6 +77,15 @@ def test_a_session_on_the_wire(ends, tmp_path):
     check_messages(found)
     check_updates(found)
     check_dissection(found, dissected(path))
+
+
+def test_the_session_that_is_kept():
+    """Needs no guest; tshark is asked where it is installed."""
+    found = list(frames(KEPT.read_bytes()))
+    check_messages(found)
+    check_updates(found)
+    if shutil.which("tshark"):
+        check_dissection(found, dissected(KEPT))
 
 
 def check_dissection(found: list[Frame], told: dict[int, Dissected]) -> None:

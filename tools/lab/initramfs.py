@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from lab import pack
+from lab import bytecode, pack
 from lab.errors import LabMissing
 from lab.places import HERE, cache
 
@@ -92,8 +92,19 @@ def write_tree(results: Path) -> None:
     Args:
         results: The share.
     """
+    bytecode.compile_tree()
+    sources = pack.tree()
     with (results / "tree.cpio").open("wb") as file:
-        write(file, packed(pack.tree()))
+        write(file, [*packed(sources), *_bytecode(sources)])
+
+
+def _bytecode(sources: Iterable[Path]) -> Iterator[Part]:
+    seen: set[Path] = set()
+    for place, path in bytecode.of_tree(sources):
+        if place.parent not in seen:
+            seen.add(place.parent)
+            yield Part(f"pack{place.parent}", stat.S_IFDIR | 0o755)
+        yield Part(f"pack{place}", stat.S_IFREG | 0o644, source=path)
 
 
 def _own(kernel: Kernel) -> Iterator[Part]:

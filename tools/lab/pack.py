@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 TAG = sys.implementation.cache_tag
 """Of this Python's bytecode: no other one's is packed."""
 WANTED = re.compile(
-    rf"\.(?:py|so(?:\.[\d.]+)?|toml|pth|typed|txt|json)$|[.]{TAG}[-\w.]*[.]pyc$"
+    rf"\.(?:py|so(?:\.[\d.]+)?|toml|pth|typed|txt|json)$|[.]{TAG}[.]pyc$"
     r"|/[^/]+\.dist-info/"
 )
 LEFT_OUT = {
-    "test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data",
-    "site-packages", "pip", "setuptools", "pkg_resources", "mypy", "mypyc", "jedi",
-    "IPython", "debugpy", "grpc", "uvloop", "atheris", "grimp", "tornado",
-    "prompt_toolkit", "ipykernel", "zmq", "pyzmq.libs", "asyncpg", "redis",
-    "asan_with_fuzzer.so", "ubsan_with_fuzzer.so", "ubsan_cxx_with_fuzzer.so",
+    "test", "distutils", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3",
+    "pydoc_data", "site-packages", "pip", "setuptools", "pkg_resources", "mypy",
+    "mypyc", "jedi", "IPython", "debugpy", "grpc", "uvloop", "atheris", "grimp",
+    "tornado", "prompt_toolkit", "ipykernel", "zmq", "pyzmq.libs", "asyncpg",
+    "redis", "asan_with_fuzzer.so", "ubsan_with_fuzzer.so",
+    "ubsan_cxx_with_fuzzer.so",
 }  # fmt: skip
 """Of the standard library and of what is installed: big, or of no use in a guest."""
 BIGGEST = 24_000_000
@@ -55,8 +56,9 @@ def installed() -> list[Path]:
 
 
 def tree() -> list[Path]:
-    """List what is in the checkout."""
-    return _settled(path for name in TREE for path in _walk(ROOT / name))
+    """List what is in the checkout, without bytecode."""
+    paths = (path for name in TREE for path in _walk(ROOT / name))
+    return _settled(path for path in paths if path.suffix != ".pyc")
 
 
 def _settled(paths: Iterable[Path]) -> list[Path]:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import machine, needs
+from lab import bytecode, machine, needs
 from lab.errors import GuestDied, LabError
 from lab.places import ROOT, new_results
 from lab.runner import keywords_of, limit_of
@@ -136,6 +136,7 @@ class Lab:
         files = sorted({item.nodeid.partition("::")[0] for item in chosen})
         (results / "job").write_text(job(files), encoding="utf-8")
         begin = time.monotonic()
+        bytecode.rewrite(files)
         setup = machine.prepare(results)
         whole = sum(limit_of(item) + SLACK for item in chosen)
         limit = machine.BOOT_WAIT + COLLECT_WAIT + whole

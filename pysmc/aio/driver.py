@@ -262,7 +262,6 @@ class Driver(Pump):
         """Find the devices that a connection may use; see `Devices.fitting`."""
         # Beside a fabric that was there from the beginning nobody else looks again.
         self._devices.recheck(self.time())
-        self._devices.recheck(self.time())
         return self._devices.fitting(
             sock, lambda: {group.device for group in self.endpoint.groups}
         )

@@ -204,7 +204,9 @@ class Devices:
         """Tell whether any connection could use a fabric with many devices."""
         try:
             finder.check()
-        except FabricUnavailable as error:
+        except FabricError as error:
+            if not isinstance(error, FabricUnavailable):
+                self._short_of_something = True
             if self.unavailable.get(name) != error.detail:
                 self._lacks(name, error)
             self._usable[name] = False

@@ -474,7 +474,10 @@ class VerbsDevice(Device):
 
     def _check_port(self) -> None:
         mine = self.port
-        now = read_port(mine.device, mine.port, mine.gid_index)
+        try:
+            now = read_port(mine.device, mine.port, mine.gid_index)
+        except FabricError:
+            return  # no descriptor to look with; what is wrong shows later
         if now is None or now.gid != mine.gid:
             self.fail(f"{mine.device} has no longer the GID {mine.address}")
         elif now.problem:
@@ -486,7 +489,10 @@ class VerbsDevice(Device):
         What the others have received is delivered before the device fails.
         """
         mine = self.port
-        now = read_port(mine.device, mine.port, mine.gid_index)
+        try:
+            now = read_port(mine.device, mine.port, mine.gid_index)
+        except FabricError:
+            return self._suspicion
         if now is not None and now.problem:
             self._suspicion = f"GID {mine.address} of {mine.device} {now.problem}"
         return self._suspicion

@@ -10,6 +10,7 @@ kernel's SMC (smc_pnet.c, smc_ib_determine_gid()), without PNET tables.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import itertools
 import os
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
-from pysmc.errors import FabricUnavailable
+from pysmc.errors import FabricError, FabricUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "device_names",
     "list_ports",
     "mtu_code_of",
+    "raise_shortage",
     "read_port",
     "refuse",
     "usable",
@@ -40,6 +42,7 @@ INFINIBAND: Final = Path("/sys/class/infiniband")
 ROCE_V2: Final = "RoCE v2"
 """The type of a GID whose packets are UDP."""
 ACTIVE: Final = "ACTIVE"
+SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 EMPTY_GIDS_IN_A_ROW: Final = 64
 """A table has up to 1,024 places of which a few are taken, and each look costs a system
 call or three. A new GID gets the first free place, so that what is taken is in front;
@@ -107,7 +110,8 @@ def device_names(root: Path = INFINIBAND) -> list[str]:
     """Name the RDMA devices; empty also where the kernel knows nothing of RDMA."""
     try:
         return sorted(entry.name for entry in root.iterdir())
-    except OSError:
+    except OSError as error:
+        raise_shortage(error)
         return []
 
 
@@ -115,6 +119,9 @@ def list_ports(root: Path = INFINIBAND) -> list[RdmaPort]:
     """List every GID of every port, usable or not, by device, port and index.
 
     What goes away while it is read is left out.
+
+    Raises:
+        FabricError: Status ``NO_MEMORY``: no descriptors are left to look with.
     """
     ports: list[RdmaPort] = []
     for device in device_names(root):
@@ -190,7 +197,8 @@ def _read(path: str) -> str:
             data = os.read(descriptor, ENTRY_BYTES)
         finally:
             os.close(descriptor)
-    except OSError:  # a place without an entry gives EINVAL
+    except OSError as error:  # a place without an entry gives EINVAL
+        raise_shortage(error)
         return ""
     return data.decode("ascii", errors="replace").strip()
 
@@ -215,7 +223,10 @@ def _read_netdev(path: str) -> tuple[bytes, int]:
 def _numbers(path: Path) -> list[int]:
     try:
         return sorted(int(entry.name) for entry in path.iterdir())
-    except (OSError, ValueError):
+    except ValueError:
+        return []
+    except OSError as error:
+        raise_shortage(error)
         return []
 
 
@@ -297,6 +308,18 @@ def _nearest(
         return (of_family or good)[0]
     there = ", ".join(str(port.address) for port in good)
     return refuse(f"{where}: no GID is in the subnet of {local}; there are {there}")
+
+
+def raise_shortage(error: OSError) -> None:
+    """Tell a lack of descriptors or memory from what is not there.
+
+    Raises:
+        FabricError: Status ``NO_MEMORY``, with the errno's name in the detail.
+    """
+    if error.errno in SHORTAGES:
+        operation = "look for RoCE ports"
+        detail = f"{errno.errorcode[error.errno]}: {error.strerror}"
+        raise FabricError(operation, "NO_MEMORY", detail) from error
 
 
 def refuse(detail: str, status: str = "UNAVAILABLE") -> NoReturn:

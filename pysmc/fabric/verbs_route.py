@@ -22,6 +22,7 @@ from pysmc.fabric.verbs_ports import (
     choose,
     device_names,
     list_ports,
+    raise_shortage,
     read_port,
     refuse,
 )
@@ -60,6 +61,7 @@ class PortFinder:
 
         Raises:
             FabricUnavailable: The detail says in one sentence what is missing.
+            FabricError: Status ``NO_MEMORY``: no descriptors are left to look with.
         """
         if not self.eids:
             refuse(
@@ -69,7 +71,12 @@ class PortFinder:
         if not device_names(self._root):
             refuse("this machine has no RDMA device")
         # Last, because loading takes long.
-        if problem := find_pyverbs().problem:
+        try:
+            problem = find_pyverbs().problem
+        except OSError as error:
+            raise_shortage(error)
+            problem = f"pyverbs cannot be looked for: {error}"
+        if problem:
             refuse(problem)
 
     def find(self, local: bytes, peer: bytes, interface: int = 0) -> RdmaPort:
@@ -83,6 +90,7 @@ class PortFinder:
 
         Raises:
             FabricUnavailable: There is none; the detail says in one sentence why.
+            FabricError: Status ``NO_MEMORY``: no descriptors are left to look with.
         """
         ours = ipaddress.ip_address(local)
         if self._configured:
@@ -114,6 +122,7 @@ class PortFinder:
             number = self._netlink.route(to, ours, interface).interface
             return socket.if_indextoname(number), number
         except OSError as error:
+            raise_shortage(error)
             why = error.strerror or str(error)
             return refuse(f"the route from {ours} to {to} cannot be found: {why}")
 
@@ -126,6 +135,7 @@ class PortFinder:
             try:
                 subnets = self._netlink.addresses(number)
             except OSError as error:
+                raise_shortage(error)
                 refuse(f"the addresses of {netdev} cannot be read: {error.strerror}")
         net = self._root.parent / "net"
         ports = list_ports(self._root)

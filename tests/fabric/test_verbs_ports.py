@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pysmc.errors import FabricUnavailable
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric.verbs_ports import (
     EMPTY_GIDS_IN_A_ROW,
     RdmaPort,
@@ -210,3 +211,34 @@ def test_each_way_to_fail_has_its_own_words(sysfs: Sysfs) -> None:
     assert pick(sysfs, "10.0.0.1", "eth0") == f"network device eth0: {down}"
     (port / "state").write_text("4: ACTIVE\n")
     assert pick(sysfs, "10.0.0.1", "eth0") == "mlx5_0:1:0"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM])
+def test_a_lack_of_descriptors_is_not_a_lack_of_devices(
+    sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    sysfs.usual()
+
+    def short(*_: object) -> int:
+        raise OSError(number, "there are no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pysmc.fabric.verbs_ports.os.open", short)
+        for look in (
+            lambda: list_ports(sysfs.root),
+            lambda: read_port("rxe0", 1, 1, sysfs.root),
+        ):
+            with pytest.raises(FabricError, match=errno.errorcode[number]) as caught:
+                look()
+            assert caught.value.status == "NO_MEMORY"
+    monkeypatch.setattr("pathlib.Path.iterdir", short)
+    with pytest.raises(FabricError, match="NO_MEMORY"):
+        device_names(sysfs.root)
+
+
+def test_ports_that_cannot_be_counted(
+    sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sysfs.usual()
+    (sysfs.root / "rxe0" / "ports" / "x").mkdir()
+    assert list_ports(sysfs.root) == [], "no kernel names a port so"

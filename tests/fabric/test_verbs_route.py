@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pysmc.config import Config
-from pysmc.errors import FabricUnavailable
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric import open_finder, verbs_route
 from pysmc.fabric.netlink import Netlink, Route
 from pysmc.fabric.verbs_binding import Pyverbs
@@ -202,3 +202,23 @@ def test_only_a_fabric_with_many_devices_has_a_finder() -> None:
     finder = open_finder("verbs", CONFIG)
     assert finder is not None
     assert finder.eids == ("LAN",)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EPERM])
+def test_what_cannot_be_looked_for_is_not_absent(
+    sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """At the limit of descriptors the next connection may find all of it."""
+
+    def failing(*_: object) -> Any:
+        raise OSError(number, "not now")
+
+    expected = FabricUnavailable if number == errno.EPERM else FabricError
+    sysfs.usual()
+    finder = PortFinder(CONFIG, sysfs.root)
+    monkeypatch.setattr(verbs_route, "find_pyverbs", failing)
+    monkeypatch.setattr(verbs_route, "Netlink", failing)
+    for look in (finder.check, lambda: finder.find(bytes(4), bytes(4))):
+        with pytest.raises(FabricError, match="not now") as caught:
+            look()
+        assert type(caught.value) is expected

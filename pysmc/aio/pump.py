@@ -149,8 +149,6 @@ class Pump:
             # readable, or keeps arm() from arming.
             if not pending():
                 break
-        if self.lingering:
-            self.lingering.sweep()
         if device.is_gone:
             self._devices.remove(device)
             return False
@@ -201,6 +199,8 @@ class Pump:
         connection = self.endpoint.connection_of(link, token)
         if connection is not None:
             news = connection.publish_completed(sequence)
+            if self.lingering:
+                self.lingering.completed(connection)
             if news and connection.handle is not None:
                 connection.handle.receive_news(news)
 

@@ -49,8 +49,13 @@ class Lingering:
         timer = self._loop.call_later(self._wait, self._close, connection)
         self._waiting[connection] = (sock, timer)
 
+    def completed(self, connection: Connection) -> None:
+        """A publish of a connection has completed; it may have been the last."""
+        if connection in self._waiting and not _is_underway(connection):
+            self._close(connection)
+
     def sweep(self) -> None:
-        """Close those whose last publish has completed, or never will."""
+        """Close those whose last publish never completes: they, or the link, ended."""
         for connection in [each for each in self._waiting if not _is_underway(each)]:
             self._close(connection)
 

@@ -57,8 +57,13 @@ async def test_it_waits_for_the_last_completion_or_the_peers_close(
     completes, is_closed, waits = (FakeConnection(group, n) for n in range(3))
     lingering, socks = linger(60.0, completes, is_closed, waits)
     lingering.sweep()
+    lingering.completed(completes)
+    lingering.completed(FakeConnection(group, 9, None))
     assert are_open(socks) == [True] * 3
     completes.oldest_post = None
+    lingering.completed(completes)
+    lingering.completed(completes)
+    assert are_open(socks) == [False, True, True]
     del group.connections[1]
     lingering.sweep()
     assert are_open(socks) == [False, False, True]

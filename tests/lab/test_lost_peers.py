@@ -28,6 +28,8 @@ from tests.lab.network_faults import (
 )
 
 pytestmark = pytest.mark.lab(seconds=60)
+LONG = pytest.mark.lab_long(seconds=60)
+"""Only by make lab-long: a near relative is in every run."""
 
 QUICK = {"test_link_interval": 2.0, "test_link_wait": 2.0, "idle_group_wait": 0.5}
 SILENCE = QUICK["test_link_interval"] + QUICK["test_link_wait"]
@@ -90,7 +92,7 @@ def streaming(ends):
     return make
 
 
-@pytest.mark.parametrize("device", ["va", "vb"])
+@pytest.mark.parametrize("device", ["va", pytest.param("vb", marks=LONG)])
 def test_a_network_device_goes_down(ends, streaming, before, device):
     server, client = streaming()
     with link_down(device):
@@ -115,6 +117,7 @@ def test_roce_is_dropped_beneath_an_idle_connection(ends, before):
     assert_as_before(ends, server, client, before)
 
 
+@LONG
 def test_tcp_is_dropped_and_roce_lives(ends, streaming, before):
     server, client = streaming()
     with impaired("loss 100%", TCP):
@@ -127,7 +130,7 @@ def test_tcp_is_dropped_and_roce_lives(ends, streaming, before):
     assert_as_before(ends, server, client, before)
 
 
-@pytest.mark.parametrize("victim", ["server", "client"])
+@pytest.mark.parametrize("victim", ["server", pytest.param("client", marks=LONG)])
 def test_a_peer_is_killed(ends, streaming, before, victim):
     server, client = streaming()
     dead, survivor = (server, client) if victim == "server" else (client, server)
@@ -147,6 +150,7 @@ def test_a_peer_is_killed(ends, streaming, before, victim):
         assert_as_before(ends, survivor, other, before)
 
 
+@LONG
 def test_a_peer_stops_for_a_moment(ends, streaming):
     server, client = streaming(test_link_interval=30.0)
     client.signal(signal.SIGSTOP)
@@ -182,6 +186,7 @@ def test_a_peer_stops_for_good(ends, streaming, before):
     assert_as_before(ends, server, client, before)
 
 
+@LONG
 def test_the_device_is_removed_in_use(ends, streaming, before):
     """Soft-RoCE of Linux 6.12 waits with that until the last user has closed it."""
     server, client = streaming()

@@ -75,7 +75,13 @@ def test_memory_that_was_deregistered_is_not_written(bench):
     assert not any(memory[:4])
 
 
-@pytest.mark.parametrize("at", [-1, 16 * KIB - 3], ids=["before", "behind"])
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param(-1, id="before"),
+        pytest.param(16 * KIB - 3, id="behind", marks=pytest.mark.lab_long(seconds=60)),
+    ],
+)
 def test_a_write_outside_ends_both(bench, at):
     near, far = bench.link()
     region = far.domain.register(16 * KIB)
@@ -147,6 +153,7 @@ def test_a_peer_without_receives_is_waited_for(bench):
     assert numbers == list(range(3 * RECEIVES))
 
 
+@pytest.mark.lab_long(seconds=60)
 def test_a_flood_of_updates_is_taken_in_bounded_bites(bench):
     near, far = bench.link()
     region = far.domain.register(16 * KIB)

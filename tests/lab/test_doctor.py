@@ -106,17 +106,18 @@ def test_all_is_well():
         "verbs.ports": "rxe0:1 ACTIVE, rxe1:1 ACTIVE.",
         "verbs.gids": "rxe0:1:1 10.0.0.1 on va; rxe1:1:1 10.0.0.2 on vb",
         "verbs.exchange": "A write arrived over rxe0:1:1, rxe1:1:1.",
-        "verbs.peer": "From 10.0.0.1 to 10.0.0.2: rxe0:1:1, GID 10.0.0.1 on va",
+        "peer": "From 10.0.0.1 to 10.0.0.2: rxe0:1:1, GID 10.0.0.1 on va",
     }.items():
         assert (checks[name]["status"], checks[name]["remedy"]) == ("ok", "")
         assert words in checks[name]["detail"]
 
 
 def test_a_peer_that_is_not_there():
-    code, (_, checks) = examined(Limits(uid=SOMEBODY), peer="10.0.0.77")
-    assert code == 0
-    assert checks["verbs.peer"]["status"] == "fail"
-    assert "10.0.0.77" in checks["verbs.peer"]["detail"]
+    code, (fabrics, checks) = examined(Limits(uid=SOMEBODY), peer="10.0.0.77")
+    assert (code, fabrics["shm"]) == (0, "ok")
+    assert failed(checks) == ["peer"]
+    assert checks["peer"]["status"] == "fail"
+    assert "10.0.0.77" in checks["peer"]["detail"]
 
 
 def test_without_a_device():
@@ -156,7 +157,8 @@ def test_devices_that_only_root_may_open():
 
 
 def test_nobody_shares_no_memory_and_may_use_rdma():
-    _, (fabrics, checks) = examined(Limits(uid=NOBODY))
-    assert fabrics["shm"] == "fail"
-    assert [name for name in failed(checks) if "exchange" not in name] == ["shm.user"]
+    code, (fabrics, checks) = examined(Limits(uid=NOBODY))
+    # A warning: few connections fit an ordinary user's limit of pinned memory.
+    assert (code, fabrics) == (0, {"shm": "fail", "verbs": "warn"})
+    assert failed(checks) == ["shm.user"]
     assert checks["verbs.permissions"]["status"] == "ok"

@@ -50,7 +50,11 @@ def _find_pyverbs() -> Pyverbs:
 
 
 def _exchange(ports: Sequence[str], seconds: float) -> list[str]:
-    """Try ports in a process of its own; tells of each what went wrong, or nothing."""
+    """Try ports in a process of its own; tells of each what went wrong, or nothing.
+
+    Raises:
+        OSError: There is no such process to be had.
+    """
     command = [sys.executable, "-m", "pysmc.cli.checks.exchange", str(seconds), *ports]
     try:
         done = subprocess.run(
@@ -63,8 +67,6 @@ def _exchange(ports: Sequence[str], seconds: float) -> list[str]:
         )
     except subprocess.TimeoutExpired as error:
         return [f"no end within {error.timeout:g} s"] * len(ports)
-    except OSError as error:
-        return [f"{sys.executable}: {error.strerror}"] * len(ports)
     found = done.stdout.splitlines()
     last = (done.stderr.strip().splitlines() or [""])[-1]
     why = last or f"it ended with code {done.returncode}"

@@ -198,8 +198,11 @@ def _configured_problem(machine: Machine, wanted: str) -> str:
 def verbs_exchange(machine: Machine) -> Finding:
     """Have each device exchange a write with itself."""
     tried = [port.name for port in usable(_ports(machine))[:EXCHANGES_MOST]]
-    found = zip(tried, machine.exchange(tried, EXCHANGE_SECONDS), strict=True)
-    bad = [f"{name}: {why}" for name, why in found if why]
+    try:
+        found = machine.exchange(tried, EXCHANGE_SECONDS)
+    except OSError as error:
+        return skip(f"No process can be started for it: {error}.")
+    bad = [f"{name}: {why}" for name, why in zip(tried, found, strict=True) if why]
     if bad:
         seen = f"{'; '.join(bad)}."
         return warn(seen) if len(bad) < len(tried) else fail(seen)

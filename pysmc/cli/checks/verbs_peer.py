@@ -35,7 +35,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @check(
-    "verbs.peer",
+    "peer",  # not of the fabric: a peer that is not there says nothing of this machine
     looks_at="With --peer HOST: the address, the route, the RDMA device and GID that a"
     " connection to it would use, and whether the peer's address answers on that way.",
     means="A connection to this peer stays TCP, or goes over shared memory if it is of"

@@ -203,6 +203,14 @@ class TestExchange:
         finding, _ = self.look(machine, files, rxe0="a", rxe1="b")
         assert (finding.status, finding.seen) == ("fail", "rxe0:1:1: a; rxe1:1:1: b.")
 
+    def test_without_a_process_for_it(self, machine, rxe):
+        def exchange(ports, seconds):
+            raise PermissionError(13, "Permission denied", "/x/python")
+
+        finding = verbs.verbs_exchange.look(machine(rxe(), exchange=exchange))
+        assert finding.status == "skip"
+        assert finding.seen.endswith("Permission denied: '/x/python'.")
+
     def test_not_dozens(self, machine, rxe):
         gids = tuple((f"::ffff:10.0.0.{n}", "RoCE v2") for n in range(1, 30))
         _, tried = self.look(machine, rxe(gids=gids))

@@ -247,19 +247,27 @@ class VerbsDevice(Device):
         per_pair = SENDS + RECEIVES
         most = self._verbs.limits.completion_queue_entries
         entries = min(_ENTRIES << len(self._queues), most)
+        if entries < per_pair:
+            operation = "open the verbs fabric"
+            text = f"{self.port.device} has too small completion queues: {most} entries"
+            raise FabricUnavailable(operation, "UNAVAILABLE", text)
         try:
             handle = self._verbs.create_completion_queue(entries)
         except VerbsError as exc:
             text = exc.strerror or str(exc)
             raise no_memory(text, "create a completion queue") from exc
         queue = _Queue(handle, entries // per_pair)
-        self._queues.append(queue)
 
         def take() -> None:
             handle.take_event()
             queue.is_notified = False
 
-        self._watch(handle.fd, take)
+        try:
+            self._watch(handle.fd, take)
+        except OSError as exc:
+            handle.close()
+            raise no_memory(str(exc), "watch a completion queue") from exc
+        self._queues.append(queue)
         return queue
 
     def add_pair(self, queue_pair: VerbsQueuePair, queue: _Queue) -> None:

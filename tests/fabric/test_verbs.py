@@ -178,6 +178,40 @@ def test_a_completion_queue_that_cannot_be_had(roce: Roce) -> None:
     domain.create_queue_pair()
 
 
+def test_a_completion_queue_that_cannot_be_watched_is_not_used(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would be woken for it."""
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no watches")
+
+    domain = roce.devices[0].create_domain()
+    for _ in range(21):
+        domain.create_queue_pair()
+    with monkeypatch.context() as patch:
+        patch.setattr(roce.devices[0], "_watch", no_room)
+        with pytest.raises(FabricError, match="no watches"):
+            domain.create_queue_pair()
+    assert roce.libraries[0].open["queue"] == 1
+    domain.create_queue_pair()
+    assert len(roce.devices[0]._handlers) == 6
+
+
+def test_a_device_whose_completion_queues_are_too_small_is_none() -> None:
+    world = World()
+    library = world.device(1, Limits(16384, 100))
+    with pytest.raises(FabricUnavailable, match="too small completion queues: 100"):
+        VerbsDevice(
+            make_port(1),
+            codec=CODEC,
+            config=Config(),
+            verbs=library,
+            finder=FakeFinder(world),
+        )
+    assert library.is_closed
+
+
 def test_what_is_left_of_a_queue_pair_is_nobodys(roce: Roce) -> None:
     """Its completions stay in the queue; its number may be given out again."""
     near, far = roce.bench.link()

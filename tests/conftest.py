@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -86,3 +87,11 @@ def invariants(_watch: Watch) -> Iterator[Watch]:
     found = _watch.take()
     if found:
         pytest.fail("\n\n".join(map(str, found)), pytrace=False)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """Log nothing: faults are, a line each, and here they are wanted."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)

@@ -20,7 +20,7 @@ def interpreters() -> dict[str, str]:
             str(path)
             for home in homes
             if home.is_dir()
-            for path in home.glob(f"{version}*/bin/python{version}")
+            for path in sorted(home.glob(f"{version}*/bin/python{version}"))
         ]
         in_path = shutil.which(f"python{version}")
         candidates += [in_path] if in_path else []

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 import pytest
 
 from pysmc.testing.simulation.swarm import run_seed
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SEEDS = 200
 ELSEWHERE = 60
@@ -24,14 +21,6 @@ logging.disable()
 for seed in range({count}):
     print(run_seed(seed, trace=True).digest)
 """
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.simulate

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,8 +12,7 @@ from pysmc.testing.simulation.faults import Fault
 from pysmc.testing.simulation.swarm import Spec, play, run_seed
 from pysmc.testing.simulation.workload import Conversation, Script
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SEEDS = Path(__file__).parent / "regressions.txt"
 CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, test_link_interval=1.0)
@@ -26,14 +23,6 @@ TALK = Conversation(
     Script(api="protocol", style="answer"),
     begin=0.1,
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def seeds() -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,13 @@ from pysmc.testing.simulation.scenarios import SCENARIOS, cases, play_case
 from pysmc.testing.simulation.swarm import play
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SHARDS = 4
 PARTS = 10
 CASES_MIN = 60_000
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +10,13 @@ import pytest
 from pysmc.testing.simulation.soak import Soak
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SPEED_MIN = 144
 """Simulated seconds a second of a processor: a day in ten minutes, where nobody else
 is at work."""
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.soak

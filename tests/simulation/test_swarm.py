@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,9 @@ from pysmc.testing.simulation.faults import KINDS
 from pysmc.testing.simulation.swarm import run_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 SHARDS = 8
 SPEED_MIN = 500
@@ -33,14 +34,6 @@ ENDINGS_MIN = {
 FAULTS_MIN = 4
 RARE_MIN = 2
 """Of those that lie in wait for what a process does only a few times."""
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 @pytest.mark.simulate

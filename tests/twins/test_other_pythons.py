@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.twins.test_registry import REGISTRY, VERSIONS, interpreters
+from tests.aio.pythons import VERSIONS, interpreters
+from tests.twins.test_registry import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 LENT = (

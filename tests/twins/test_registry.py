@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
-import shutil
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.aio.pythons import VERSIONS, interpreters
+
 HERE = Path(__file__).resolve().parent
 REGISTRY: dict[str, Any] = tomllib.loads((HERE / "registry.toml").read_text("utf-8"))
-VERSIONS = ("3.11", "3.12", "3.13")
 
 # Runs on its own: another Python need not have anything of ours installed.
 LIST = """
@@ -31,24 +30,6 @@ for module, names in json.load(sys.stdin).items():
     })
 print(json.dumps([platform.python_version(), found]))
 """
-
-
-def interpreters() -> dict[str, str]:
-    """Version to program, from PATH and from where pyenv keeps them."""
-    found = {f"{sys.version_info[0]}.{sys.version_info[1]}": sys.executable}
-    homes = [Path(sys.base_prefix).parent, Path.home() / ".pyenv" / "versions"]
-    for version in VERSIONS:
-        candidates = [
-            str(path)
-            for home in homes
-            if home.is_dir()
-            for path in sorted(home.glob(f"{version}*/bin/python{version}"))
-        ]
-        in_path = shutil.which(f"python{version}")
-        candidates += [in_path] if in_path else []
-        if candidates:
-            found.setdefault(version, candidates[0])
-    return found
 
 
 def sorted_in(kind: str) -> set[tuple[str, str]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,8 +13,7 @@ from pysmc.testing.simulation.faults import KINDS, Fault, apply, draw_fault, wai
 from pysmc.testing.simulation.swarm import Spec, play
 from pysmc.testing.simulation.workload import Conversation, Script, Town
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+pytestmark = pytest.mark.usefixtures("quiet")
 
 CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, test_link_interval=1.0)
 TALKS = tuple(
@@ -29,14 +26,6 @@ TALKS = tuple(
     )
     for _ in range(2)
 )
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
 
 
 def town(seed: int = 1) -> tuple[World, Town]:

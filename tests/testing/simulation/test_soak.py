@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,17 +14,9 @@ from pysmc.testing.simulation import soak
 from pysmc.testing.simulation.soak import Soak
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pysmc.testing.invariants import Watch
 
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Faults are logged, a line each; here they are wanted."""
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
+pytestmark = pytest.mark.usefixtures("quiet")
 
 
 @pytest.mark.slow

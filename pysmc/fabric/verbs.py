@@ -42,7 +42,7 @@ from pysmc.fabric.verbs_binding import open_verbs
 from pysmc.fabric.verbs_domain import Bundle, VerbsDomain
 from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory
 from pysmc.fabric.verbs_pair import SENDS, VerbsQueuePair
-from pysmc.fabric.verbs_ports import read_port
+from pysmc.fabric.verbs_ports import raise_shortage, read_port
 from pysmc.fabric.verbs_reach import Reach
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ class VerbsDevice(Device):
             self.close()
             if isinstance(exc, FabricError):
                 raise
-            raise no_memory(str(exc), "open the verbs fabric") from exc
+            operation = "open the verbs fabric"
+            raise_shortage(exc, operation)
+            raise FabricUnavailable(operation, "UNAVAILABLE", str(exc)) from exc
         _devices.add(self)
 
     def _open_descriptors(self, finder: Finder | None) -> None:

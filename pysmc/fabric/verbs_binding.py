@@ -32,8 +32,7 @@ import threading
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
-from pysmc.errors import FabricError, FabricUnavailable
-from pysmc.fabric.base import Status
+from pysmc.errors import FabricUnavailable
 from pysmc.fabric.verbs_api import (
     ACCESS_LOCAL_WRITE,
     ACCESS_REMOTE_WRITE,
@@ -46,6 +45,7 @@ from pysmc.fabric.verbs_api import (
     RequestTuple,
     VerbsError,
 )
+from pysmc.fabric.verbs_ports import raise_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,8 +65,6 @@ VERBS: Final = "/sys/class/infiniband_verbs"
 NODES: Final = "/dev/infiniband"
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
 
-_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What opening a device may fail with that is better the next time."""
 _QPT_RC: Final = 2
 _STATE_INIT, _STATE_RTR, _STATE_RTS = 1, 2, 3
 _MASK_STATE: Final = 1 << 0
@@ -209,10 +207,9 @@ def open_verbs(name: str) -> Verbs:
     try:
         return _Verbs(modules, name)
     except VerbsError as exc:
+        raise_shortage(exc, operation)
         why = _forbidden(name) or exc.strerror
         text = f"RDMA device {name} cannot be opened: {why}"
-        if exc.errno in _SHORTAGES:
-            raise FabricError(operation, Status.NO_MEMORY.name, text) from exc
         raise FabricUnavailable(operation, "UNAVAILABLE", text) from exc
 
 

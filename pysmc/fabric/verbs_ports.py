@@ -310,14 +310,17 @@ def _nearest(
     return refuse(f"{where}: no GID is in the subnet of {local}; there are {there}")
 
 
-def raise_shortage(error: OSError) -> None:
+def raise_shortage(error: OSError, operation: str = "look for RoCE ports") -> None:
     """Tell a lack of descriptors or memory from what is not there.
+
+    Args:
+        error: What went wrong.
+        operation: What was tried.
 
     Raises:
         FabricError: Status ``NO_MEMORY``, with the errno's name in the detail.
     """
     if error.errno in SHORTAGES:
-        operation = "look for RoCE ports"
         detail = f"{errno.errorcode[error.errno]}: {error.strerror}"
         raise FabricError(operation, "NO_MEMORY", detail) from error
 

@@ -107,20 +107,27 @@ def test_a_device_that_cannot_be_opened_leaves_nothing(number: int) -> None:
     assert not finder.is_open
 
 
+@pytest.mark.parametrize(
+    ("number", "words", "status"),
+    [
+        (errno.EMFILE, "EMFILE: no timer", "NO_MEMORY"),
+        (errno.EPERM, "no timer", "UNAVAILABLE"),
+    ],
+)
 def test_a_device_without_descriptors_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, number: int, words: str, status: str
 ) -> None:
     def no_timer() -> None:
-        raise OSError(errno.EMFILE, "too many open files")
+        raise OSError(number, "no timer")
 
     monkeypatch.setattr(verbs, "Timer", no_timer)
     world = World()
     library, finder = world.device(1), FakeFinder(world)
-    with pytest.raises(FabricError, match="too many open files") as caught:
+    with pytest.raises(FabricError, match=words) as caught:
         VerbsDevice(
             make_port(1), codec=CODEC, config=Config(), verbs=library, finder=finder
         )
-    assert caught.value.status == "NO_MEMORY"
+    assert caught.value.status == status
     assert library.is_closed
 
 

@@ -346,7 +346,7 @@ def test_without_descriptors_it_says_so_and_holds_nobody_up(
         patch.setattr(os, "listdir", none_left)
         with pytest.raises(VerbsError, match="list the descriptors: EMFILE"):
             verbs.create_completion_queue(5)
-        with pytest.raises(FabricError, match="cannot be opened: .* EMFILE") as caught:
+        with pytest.raises(FabricError, match="EMFILE: list the descriptors") as caught:
             open_verbs("rxe0")
     assert caught.value.status == "NO_MEMORY"
     assert not verbs_binding._NewDescriptors.lock.locked()

@@ -50,7 +50,9 @@ def test_the_host_is_only_read_and_the_share_is_written(setup) -> None:
 def test_a_shell_has_the_terminal(setup) -> None:
     shell = machine.Setup("kvm", *setup_parts(setup), is_shell=True)
     words = shell.command()
-    assert words[words.index("-serial") + 1] == "stdio"
+    assert words[words.index("-serial") + 1] == "chardev:terminal"
+    # Ctrl-C goes to the guest.
+    assert words[words.index("-chardev") + 1] == "stdio,id=terminal,signal=off"
     assert words[words.index("-accel") + 1] == "kvm"
     assert "LAB_SHELL=1" in words[words.index("-append") + 1].split()
 

@@ -45,11 +45,15 @@ class Setup:
     def command(self) -> list[str]:
         """Build the command line of QEMU."""
         share = "security_model=none,multidevs=remap"
-        serial = "stdio" if self.is_shell else f"file:{self.results / 'console.log'}"
+        serial = ["-serial", f"file:{self.results / 'console.log'}"]
+        if self.is_shell:
+            # Ctrl-C is for what runs in the guest, not for QEMU.
+            serial = ["-chardev", "stdio,id=terminal,signal=off"]
+            serial += ["-serial", "chardev:terminal"]
         accelerator = "kvm" if self.accelerator == "kvm" else "tcg,thread=multi"
         return [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot",
-            "-display", "none", "-monitor", "none", "-serial", serial,
+            "-display", "none", "-monitor", "none", *serial,
             "-machine", "q35", "-accel", accelerator, "-cpu", "max",
             "-smp", str(PROCESSORS), "-m", str(self.memory_mb),
             "-kernel", str(self.kernel.image), "-initrd", str(self.archive),

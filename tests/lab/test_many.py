@@ -102,8 +102,8 @@ def test_500_connections_leave_nothing(ends) -> None:
     churn(ends, 500, is_traced=False)
 
 
-@pytest.mark.lab_long(seconds=1500)
-@pytest.mark.timeout(1500)
+@pytest.mark.lab_long(seconds=3000)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("is_traced", [False, True], ids=["plain", "traced"])
 def test_5000_connections_leave_nothing(ends, is_traced: bool) -> None:
     churn(ends, 5000, is_traced=is_traced)

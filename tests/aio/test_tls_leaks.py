@@ -6,7 +6,6 @@ import asyncio
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -18,6 +17,7 @@ import construct
 import pytest
 
 from pysmc.aio.transport import SmcTransport
+from tests.aio.pythons import need
 from tests.aio.tls_kit import (
     WORLDS,
     World,
@@ -181,18 +181,8 @@ def test_strict(authority, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["3.12", "3.13"])
 def test_other_pythons(authority, tmp_path, version) -> None:
-    python = find_python(version)
-    if python is None:
-        pytest.skip(f"needs python{version}: install it, or put it in PATH")
+    python = need(version)
     folder = construct_alone(tmp_path)
     said = run_program(python, folder, authority, "-X", "dev")
     assert said[0] == f"Python {version}"
     assert said == [said[0], *run_program(sys.executable, folder, authority)[1:]]
-
-
-def find_python(version: str) -> str | None:
-    """Look where pyenv keeps them, and in PATH."""
-    for home in (Path(sys.base_prefix).parent, Path.home() / ".pyenv" / "versions"):
-        for path in sorted(home.glob(f"{version}*/bin/python{version}")):
-            return str(path)
-    return shutil.which(f"python{version}")

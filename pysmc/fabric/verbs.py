@@ -64,8 +64,6 @@ _POLLS_PER_LOOK: Final = 64
 """Polls without a look at descriptors: they tell of events, not of data."""
 _CLOSE_WAIT: Final = 2.0
 """Seconds that a closed queue pair has to send what was posted before."""
-_EXIT_WAIT: Final = 0.1
-"""Seconds that closing the device waits for those."""
 _BUNDLES: Final = 2
 """Kept ready for the next link groups."""
 
@@ -566,8 +564,11 @@ class VerbsDevice(Device):
             self._finder.close()
 
     def _drain(self) -> None:
-        """Let peers have what was posted before the close, for a moment."""
-        left, until = _EXIT_WAIT, time.monotonic() + _EXIT_WAIT
+        """Let peers have what was posted before the close, while that has time.
+
+        A program may end when it has written all: over TCP the kernel would go on.
+        """
+        left, until = _CLOSE_WAIT, time.monotonic() + _CLOSE_WAIT
         while self._closing and not self.problem and left > 0:
             if self.arm() and self._epoll is not None:
                 self._epoll.poll(left)

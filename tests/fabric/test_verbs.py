@@ -571,7 +571,7 @@ def test_a_closed_device_does_nothing(roce: Roce) -> None:
 def test_closing_does_not_wait_for_a_peer_that_takes_nothing(
     roce: Roce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verbs, "_EXIT_WAIT", 0.01)
+    monkeypatch.setattr(verbs, "_CLOSE_WAIT", 0.01)
     near, _ = roce.bench.link()
     roce.world.is_held = True
     near.queue_pair.post_send(b"never taken")
@@ -591,6 +591,40 @@ def test_closing_the_device_lets_peers_have_what_was_posted(roce: Roce) -> None:
     found.poll()
     kinds = [item.kind for item in found.seen if item.queue_pair is far.queue_pair]
     assert kinds[1:] == [CompletionKind.UPDATE, CompletionKind.DOWN]
+
+
+class SlowWire:
+    """An epoll during whose waits everything is carried out."""
+
+    def __init__(self, roce: Roce) -> None:
+        self.roce = roce
+        self.epoll = roce.devices[0]._epoll
+        self.waits: list[float] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.epoll, name)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        if timeout:
+            self.waits.append(timeout)
+            self.roce.world.is_held = False
+        return self.epoll.poll(0)
+
+
+def test_closing_the_device_gives_a_slow_wire_its_time(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = roce.bench.link()
+    wire = SlowWire(roce)
+    monkeypatch.setattr(roce.devices[0], "_epoll", wire)
+    roce.world.is_held = True
+    near.queue_pair.post_send(b"last words")
+    roce.devices[0].close()
+    assert wire.waits[0] > 1
+    assert len(wire.waits) == 1, "and no more than that"
+    roce.bench.b.poll()
+    kinds = [item.kind for item in far.side.seen if item.queue_pair is far.queue_pair]
+    assert kinds[1:] == [CompletionKind.RECEIVE, CompletionKind.DOWN]
 
 
 def test_a_child_is_refused_and_closes_its_descriptors(roce: Roce) -> None:

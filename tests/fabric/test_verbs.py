@@ -361,23 +361,6 @@ def changed(**fields: object) -> Callable[[RdmaPort], RdmaPort]:
     return lambda port: dataclasses.replace(port, **fields)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [None, lambda _: None, changed(state="DOWN")])
-def test_a_port_that_is_down_is_blamed_before_the_peer(
-    roce: Roce, monkeypatch, change
-) -> None:
-    """What it has flushed may be there before the event that tells of it."""
-    near, _ = roce.bench.link()
-    if change is not None:
-        port_now(monkeypatch, change)
-    roce.library_pair(near.queue_pair.number).to_error()
-    down = roce.bench.await_one(near, CompletionKind.DOWN)
-    if change is not None and change(make_port(1)) is not None:
-        assert down.status is Status.PEER_GONE
-        assert down.payload == "GID 10.0.0.1 of fake1 belongs to a port that is DOWN"
-    else:
-        assert down.status is Status.BROKEN_RULE
-
-
 def test_a_port_that_is_blamed_takes_nothing_from_the_others(
     roce: Roce, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pysmc.fabric import verbs
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.verbs_memory import RECEIVES
 from pysmc.fabric.verbs_pair import MESSAGES_WAITING_MAX, SENDS, VerbsQueuePair
+from tests.fabric.fake_verbs import make_port
 
 if TYPE_CHECKING:
     from pysmc.testing.conformance_bench import End
@@ -95,3 +98,20 @@ def test_the_descriptor_of_a_closed_device_is_still_named(roce: Roce) -> None:
     number = device.fileno()
     device.close()
     assert device.fileno() == number
+
+
+@pytest.mark.parametrize("state", [None, "ACTIVE", "DOWN"])
+def test_a_port_that_is_down_is_blamed_before_the_peer(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch, state: str | None
+) -> None:
+    """What it has flushed may be there before the event that tells of it."""
+    near, _ = roce.bench.link()
+    now = None if state is None else dataclasses.replace(make_port(1), state=state)
+    monkeypatch.setattr(verbs, "read_port", lambda *_: now)
+    roce.library_pair(near.queue_pair.number).to_error()
+    down = roce.bench.await_one(near, CompletionKind.DOWN)
+    if state == "DOWN":
+        assert down.status is Status.PEER_GONE
+        assert down.payload == "GID 10.0.0.1 of fake1 belongs to a port that is DOWN"
+    else:
+        assert down.status is Status.BROKEN_RULE

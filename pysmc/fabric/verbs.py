@@ -320,6 +320,14 @@ class VerbsDevice(Device):
         else:
             bundle.close()
 
+    def spare(self) -> bool:
+        """Unpin what is only kept ready; tell whether there was anything."""
+        bundles, self._bundles = self._bundles, []
+        for bundle in bundles:
+            bundle.close()
+        slabs = [pair.staging.spare() for pair in self._pairs.values()]
+        return bool(bundles) or any(slabs)
+
     # --- the contract ----------------------------------------------------------------
 
     def create_domain(self) -> VerbsDomain:

@@ -11,6 +11,7 @@ Source: RFC 7609 sections 2.1 and 4.4; kernel counterpart: smc_ib.c.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -179,7 +180,8 @@ class VerbsDomain(ProtectionDomain):
                 handle.post_receives(receives.blocks, block)
         except VerbsError as exc:
             if handle is not None:
-                handle.close()
+                with contextlib.suppress(VerbsError):
+                    handle.close()
             self.bundle.give_back(receives, slab)
             text = exc.strerror or str(exc)
             raise no_memory(text, "create a queue pair") from exc
@@ -196,7 +198,13 @@ class VerbsDomain(ProtectionDomain):
         if not _REGION_BYTES_MIN <= length <= _REGION_BYTES_MAX or length & length - 1:
             text = f"a region of {length} bytes; 16 KiB to 512 MiB, a power of two"
             raise LocalProtocolError(text)
-        region = VerbsRegion(self, length)
+        try:
+            region = VerbsRegion(self, length)
+        except FabricError:
+            # Buffers of connections count more than what makes posts quick.
+            if not self.device.spare():
+                raise
+            region = VerbsRegion(self, length)
         self._regions[region] = None
         return region
 

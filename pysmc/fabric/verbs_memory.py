@@ -234,6 +234,14 @@ class Staging:
         self._current, self._used = fresh, 0
         return True
 
+    def spare(self) -> bool:
+        """Give slabs back that nothing lies in; tell whether there were any."""
+        free, self._free = self._free, []
+        for slab in free:
+            self.slabs.remove(slab)
+            slab.close()
+        return bool(free)
+
     def reset(self) -> Pinned:
         """End: give all slabs back but the first, which is returned."""
         first, *others = self.slabs

@@ -200,7 +200,7 @@ class VerbsQueuePair(QueuePair):
             self._awaited = self._post_empty(WR_SEND)
 
     def _post_empty(self, opcode: int) -> int:
-        """Post a request without bytes; tell its number, 0 when it has to wait."""
+        """Post a request without bytes; tell its number. Nothing waits before it."""
         self._post(opcode, b"", 0, 0, _NOT_A_PUBLISH)
         self.flush_chain()
         return self._posted

@@ -581,7 +581,9 @@ class SlowWire:
 
     def __init__(self, roce: Roce) -> None:
         self.roce = roce
-        self.epoll = roce.devices[0]._epoll
+        epoll = roce.devices[0]._epoll
+        assert epoll is not None
+        self.epoll = epoll
         self.waits: list[float] = []
 
     def __getattr__(self, name: str) -> object:

@@ -9,7 +9,7 @@ import pytest
 
 from pysmc.errors import FabricError, LocalProtocolError
 from pysmc.fabric.verbs_memory import SLAB_BYTES
-from pysmc.testing.conformance_bench import KIB, content
+from pysmc.testing.conformance_bench import KIB, Writer, content
 
 if TYPE_CHECKING:
     from pysmc.fabric.verbs_domain import VerbsDomain
@@ -124,6 +124,18 @@ def test_a_queue_pair_that_cannot_be_had_costs_nothing(
     assert library.open["memory"] == 2
 
 
+def test_what_cannot_even_be_undone_is_one_error(
+    roce: Roce, domain: VerbsDomain
+) -> None:
+    library = roce.libraries[0]
+    library.fail("to_init", errno.ENOMEM)
+    library.fail("close_pair", errno.EIO)
+    with pytest.raises(FabricError, match="to init: ENOMEM"):
+        domain.create_queue_pair()
+    (left,) = roce.world.pairs.values()
+    left.close()
+
+
 def test_a_region_that_cannot_be_had(roce: Roce, domain: VerbsDomain) -> None:
     before = roce.devices[0].count.bytes
     roce.libraries[0].fail("register", errno.ENOMEM)
@@ -131,6 +143,30 @@ def test_a_region_that_cannot_be_had(roce: Roce, domain: VerbsDomain) -> None:
         domain.register(16 * KIB)
     assert roce.devices[0].count.bytes == before
     domain.register(16 * KIB)
+
+
+def test_what_is_only_kept_ready_makes_room_for_a_region(roce: Roce) -> None:
+    device, library = roce.devices[0], roce.libraries[0]
+    near, far = roce.bench.link()
+    writer = Writer(near, far.domain.register(KIB * KIB), far.queue_pair)
+    roce.world.is_held = True
+    writer.write(0, bytes(4 * SLAB_BYTES))
+    roce.world.is_held = False
+    roce.bench.settle()
+    other = device.create_domain()
+    other.create_queue_pair()
+    other.close()
+    pinned, memory = device.count.bytes, library.open["memory"]
+    library.fail("register", errno.ENOMEM)
+    near.domain.register(16 * KIB)
+    assert device.count.bytes < pinned - 3 * SLAB_BYTES
+    assert library.open["memory"] < memory - 3
+    library.fail("register", errno.ENOMEM)
+    with pytest.raises(FabricError, match="ENOMEM"):
+        near.domain.register(16 * KIB)  # there is no more of it
+    writer.write(0, b"still here")
+    writer.publish(producer=10)
+    roce.bench.await_newest(far, writer)
 
 
 def test_a_domain_that_cannot_be_had(roce: Roce) -> None:

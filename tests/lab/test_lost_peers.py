@@ -205,8 +205,8 @@ def test_the_device_is_removed_in_use(ends, streaming, before):
     wait_for_resources(before)
 
 
-def test_nobody_answers_at_the_gid(ends, before):
-    """Address resolution runs before a queue pair goes to RTR, and beside the loop."""
+def nobody_answers(ends):
+    """Meet a peer whose GID nobody answers for; gives ends that could go on."""
     with silent_neighbour("10.0.0.77"):
         index = gid_index("10.0.0.77", "rxe1")
         # Devices are open then, and everything is loaded, which takes longer.
@@ -235,4 +235,16 @@ def test_nobody_answers_at_the_gid(ends, before):
     server.ask("records")
     client.ask("records")
     odd.may_complain = server.may_complain = True
+    return server, client
+
+
+def test_nobody_answers_at_the_gid(ends):
+    """Address resolution runs before a queue pair goes to RTR, and beside the loop."""
+    for end in nobody_answers(ends):
+        assert end.finish() == 0
+
+
+@LONG
+def test_a_connection_after_an_unreachable_gid(ends, before):
+    server, client = nobody_answers(ends)
     assert_as_before(ends, server, client, before)

@@ -184,7 +184,7 @@ async def run_cell(place: Place, cell: dict[str, Any]) -> dict[str, Any]:
         }
     else:
         client = await connect(place, SINK)
-        await client.stream(cell["size"], cell["total"] // 8)
+        await client.stream(cell["size"], max(cell["total"] // 8, cell["size"]))
         seconds = await client.stream(cell["size"], cell["total"])
         figures = {"gb_per_s": cell["total"] / seconds / 1e9}
     info = client.transport.get_extra_info("smc")

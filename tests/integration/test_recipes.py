@@ -15,6 +15,7 @@ WITHOUT_RECIPE = {
     "streams": "its examples are carried out by tests of streams",
     "fuzz": "its programs are carried out by tests/fuzz",
     "rdma": "it is carried out in the lab",
+    "lab": "its commands are targets that start a guest",
 }
 ASK = "PYSMC_FALLBACK=require python client.py"
 CLIENT = """

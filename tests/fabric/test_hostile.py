@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -214,7 +215,7 @@ def test_hostile_peers(long_run: Callable[..., Any], arena: Arena) -> None:
     [
         ("seals", "descriptors_of_a_hello", "the steady connection ended"),
         ("offsets", "scribble_over_everything", "bytes of others"),
-        ("queue", "queue_of_the_victim", "the program hangs"),
+        ("queue", "queue_of_the_victim", "the program hangs|RuleBroken"),
         ("positions", "whole_truth", "wrong_at"),
     ],
 )
@@ -225,7 +226,10 @@ def test_a_victim_that_is_broken_is_found_out(
     try:
         first = list(KINDS).index(kind)
         found: list[str] = []
-        for seed in range(first, 40 * len(KINDS), len(KINDS)):
+        # Whether memory is touched before it is truncated is a race, so that the same
+        # lie has to be told more than once.
+        seeds = [*range(first, 3 * len(KINDS), len(KINDS))] * 15
+        for seed in (*seeds, *range(first, 40 * len(KINDS), len(KINDS))):
             try:
                 wrong, _ = arena.attack(seed)
             except AssertionError as exc:
@@ -233,6 +237,6 @@ def test_a_victim_that_is_broken_is_found_out(
             found += wrong
             if found:
                 break
-        assert any(says in text for text in found), found
+        assert any(re.search(says, text) for text in found), found
     finally:
         arena.close()

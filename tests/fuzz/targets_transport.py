@@ -10,11 +10,13 @@ each exactly once; `pause_writing` and `resume_writing` take turns; nothing is l
 
 from __future__ import annotations
 
+import functools
 import mmap
 from collections import deque
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
+from pysmc.aio.tcp_linger import Lingering
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.core.connection import Connection
@@ -55,9 +57,11 @@ class Loop:
 
     call_soon_threadsafe = call_soon
 
-    def call_later(self, delay: float, callback: Callable[..., None]) -> Timer:
+    def call_later(
+        self, delay: float, callback: Callable[..., None], *args: Any
+    ) -> Timer:
         """Queue a timer."""
-        timer = Timer(self.now + delay, callback)
+        timer = Timer(self.now + delay, functools.partial(callback, *args))
         self.timers.append(timer)
         return timer
 
@@ -195,6 +199,7 @@ class Driver:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.transports: dict[Any, None] = {}
+        self.lingering = Lingering(cast("Any", loop), CONFIG.close_wait)
         self.ended = 0
 
     def check_owner(self) -> None:
@@ -299,15 +304,17 @@ _EMPTY = bytes(2 * ELEMENT)
 
 def _connection(pair: Pair, region: Region, token: int, wrap: int) -> Connection:
     stub: Any = SimpleNamespace
-    return Connection(
+    group = stub(fabric="sim", connections={})
+    made = group.connections[token] = Connection(
         role=Role.CLIENT,
-        group=stub(fabric="sim"),
+        group=group,
         link=stub(handle=pair),
         rmb=stub(handle=region, length=1 << 14),
         alert_token=token,
         sndbuf_bytes=1 << 14,
         tuning=Tuning(ELEMENT, wrap, 65530),
     )
+    return made
 
 
 class Stage:

@@ -123,15 +123,17 @@ def unmap_elsewhere(memory: mmap.mmap) -> bool:
 
 
 def wait_closed(seconds: float) -> bool:
-    """Wait until `close_elsewhere` has done all that it was given; for tests.
+    """Wait until all descriptors that were given away here are closed; for tests.
+
+    A mapping has one too, until it is unmapped.
 
     Args:
-        seconds: At most so long.
+        seconds: At most so long, for each of the two threads.
 
     Returns:
         False when that was too short.
     """
-    return _closer.wait(seconds)
+    return _unmapper.wait(seconds) and _closer.wait(seconds)
 
 
 def wait_unmapped(seconds: float) -> bool:

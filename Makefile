@@ -32,8 +32,8 @@ help:  ## this list
 demo: $(DEMO_STAMP)  ## real files between two processes, over SMC-R and over TCP
 	$(PYTHON_ENV)/pysmc demo $(ARGS)
 
-test: lint  ## style, types, import rules; all tests, a third also in debug mode
-	@$(MAKE) --no-print-directory test-debug PART=3
+test: lint  ## style, types, import rules; all tests, a fifth also in debug mode
+	@$(MAKE) --no-print-directory test-debug PART=5
 	@$(MAKE) --no-print-directory test-hard
 	@$(MAKE) --no-print-directory test-full
 	@# Where it cannot run it says so; PYSMC_LAB=require makes that an error.

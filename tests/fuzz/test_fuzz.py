@@ -20,10 +20,10 @@ from tests.fuzz import kit
 SMALL, FULL = 100_000, 10_000_000
 # A decoder takes some tens of microseconds. Endpoints and loops take up to a
 # millisecond, a part of it for the checks behind each step: in every run they get what
-# fits into some 45 seconds of a processor, and in the long one a million.
+# fits into some 20 seconds of a processor, and in the long one a million.
 DEAR = {
-    "core-messages": (60_000, 1_000_000),
-    "core-pair": (40_000, 1_000_000),
+    "core-messages": (25_000, 1_000_000),
+    "core-pair": (15_000, 1_000_000),
     "transport": (SMALL, 1_000_000),
 }
 BLIND = dict.fromkeys(kit.NAMES, 2_000) | dict.fromkeys(DEAR, 200)

@@ -48,7 +48,7 @@ from pysmc.fabric.verbs_api import (
 from pysmc.fabric.verbs_ports import raise_shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pysmc.fabric.verbs_api import CompletionQueue, ReceiveBlocks, Verbs
 
@@ -64,6 +64,9 @@ _LIBRARY: Final = re.compile(r"/libibverbs\.so\.1\.\d+\.([\d.]+)$", re.MULTILINE
 VERBS: Final = "/sys/class/infiniband_verbs"
 NODES: Final = "/dev/infiniband"
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
+
+_TRIES: Final = 8
+"""How often something is made whose descriptor is not found."""
 
 _QPT_RC: Final = 2
 _STATE_INIT, _STATE_RTR, _STATE_RTS = 1, 2, 3
@@ -237,10 +240,11 @@ class _Verbs:
         self.raw: dict[int, Any] = {}
         """By identity, every object that must not be collected in a forked child."""
         self.fds: list[int] = []
-        with self.translated(f"open {name}"), _NewDescriptors() as new:
-            self.context = modules["device"].Context(name=name)
+        with self.translated(f"open {name}"):
+            self.context, self.event_fd = _with_descriptor(
+                lambda: modules["device"].Context(name=name)
+            )
         self.own(self.context)
-        self.event_fd = new.only("infinibandevent")
         self.fds += [self.event_fd, self.context.cmd_fd]
         os.set_blocking(self.event_fd, False)
         with self.translated("query the device"):
@@ -317,7 +321,7 @@ class _NewDescriptors:
     def __enter__(self) -> Self:
         self.lock.acquire()
         try:
-            self._before = _descriptors().keys()
+            self._before = _descriptors().items()
         except BaseException:
             self.lock.release()
             raise
@@ -325,8 +329,7 @@ class _NewDescriptors:
 
     def __exit__(self, *_: object) -> None:
         try:
-            found = _descriptors()
-            self._found = {fd: found[fd] for fd in found.keys() - self._before}
+            self._found = dict(_descriptors().items() - self._before)
         finally:
             self.lock.release()
 
@@ -341,6 +344,27 @@ class _NewDescriptors:
         if len(found) != 1:
             raise VerbsError(errno.EAGAIN, f"find one {word} among {self._found}")
         return found[0]
+
+
+def _with_descriptor(make: Callable[[], Any]) -> tuple[Any, int]:
+    """Make an object of pyverbs, and find the descriptor of its events.
+
+    Another thread that closes one of the same kind meanwhile leaves its number to ours,
+    which then looks as if it had been there before: so it is made once more.
+
+    Raises:
+        VerbsError: It was not found, however often it was made.
+    """
+    for left in reversed(range(_TRIES)):
+        with _NewDescriptors() as new:
+            made = make()
+        try:
+            return made, new.only("infinibandevent")
+        except VerbsError:
+            made.close()
+            if not left:
+                raise
+    raise AssertionError  # the last one returns or raises
 
 
 def _renew_lock() -> None:
@@ -420,11 +444,12 @@ class _CompletionQueue:
     def __init__(self, verbs: _Verbs, entries: int) -> None:
         cq = verbs.modules["cq"]
         self._verbs = verbs
-        with verbs.translated("create a completion channel"), _NewDescriptors() as new:
-            self._channel = cq.CompChannel(verbs.context)
+        with verbs.translated("create a completion channel"):
+            self._channel, self.fd = _with_descriptor(
+                lambda: cq.CompChannel(verbs.context)
+            )
         verbs.own(self._channel)
         try:
-            self.fd = new.only("infinibandevent")
             os.set_blocking(self.fd, False)
             with verbs.translated(f"create a completion queue of {entries}"):
                 self.queue = cq.CQ(verbs.context, entries, None, self._channel, 0)

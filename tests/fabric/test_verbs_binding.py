@@ -565,3 +565,44 @@ def test_what_another_thread_opens_is_not_taken_for_ours() -> None:
         new.only("infinibandevent")
     for fd in opened:
         os.close(fd)
+
+
+def test_a_number_that_another_thread_gave_up_is_tried_again() -> None:
+    others = [fake_pyverbs.new_descriptor()]
+    made: list[int] = []
+
+    class Channel:
+        def __init__(self) -> None:
+            if others:  # closed between our two looks, and its number is ours now
+                os.close(others.pop())
+            self.fd = fake_pyverbs.new_descriptor()
+            made.append(self.fd)
+
+        def close(self) -> None:
+            os.close(self.fd)
+
+    number = others[0]
+    channel, fd = verbs_binding._with_descriptor(Channel)
+    assert made[0] == number
+    assert len(made) == 2
+    assert fd == channel.fd
+    channel.close()
+
+
+def test_it_is_not_tried_for_ever() -> None:
+    class Two:
+        closed = 0
+
+        def __init__(self) -> None:
+            self.fds = [fake_pyverbs.new_descriptor() for _ in range(2)]
+
+        def close(self) -> None:
+            Two.closed += 1
+            for fd in self.fds:
+                os.close(fd)
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(VerbsError, match="find one infinibandevent among"):
+        verbs_binding._with_descriptor(Two)
+    assert Two.closed == 8
+    assert len(os.listdir("/proc/self/fd")) == before

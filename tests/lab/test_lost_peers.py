@@ -92,7 +92,8 @@ def streaming(ends):
     return make
 
 
-@pytest.mark.parametrize("device", ["va", pytest.param("vb", marks=LONG)])
+@LONG
+@pytest.mark.parametrize("device", ["va", "vb"])
 def test_a_network_device_goes_down(ends, streaming, before, device):
     server, client = streaming()
     with link_down(device):

@@ -162,6 +162,7 @@ def test_a_port_that_goes_away_is_told(bench: Bench, what: str) -> None:
         "address": ("ip addr del 10.0.0.1/24 dev va", "ip addr add 10.0.0.1/24 dev va"),
     }
     do, back = undo[what]
+    route = run("ip route show table 100 dev va").strip()
     run(do)
     try:
         until = time.monotonic() + 10
@@ -175,6 +176,21 @@ def test_a_port_that_goes_away_is_told(bench: Bench, what: str) -> None:
         assert "10.0.0.1" in down.payload
     finally:
         run(back)
+        # It went with the device, or with the address that it names.
+        run(f"ip route replace {route} dev va table 100")
+        until = time.monotonic() + 10
+        while "10.0.0.1" not in usable("rxe0"):
+            assert time.monotonic() < until, "its GID has not come back"
+            select.select([], [], [], 0.1)
+
+
+def usable(device: str) -> list[str]:
+    """List the addresses of a device's GIDs that a connection could use now."""
+    return [
+        str(port.address)
+        for port in list_ports()
+        if port.device == device and not port.problem
+    ]
 
 
 def in_child(call: Callable[[], None]) -> None:

@@ -97,6 +97,7 @@ def closed(mode: int = 0o600) -> Iterator[None]:
             node.chmod(0o666)
 
 
+@pytest.mark.lab_long(seconds=60)
 def test_all_is_well():
     code, (fabrics, checks) = examined(peer="10.0.0.2")
     assert (code, fabrics) == (0, {"shm": "ok", "verbs": "ok"})

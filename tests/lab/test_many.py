@@ -33,7 +33,7 @@ def finish(*processes) -> None:
         assert process.finish() == 0
 
 
-@pytest.mark.lab(seconds=90)
+@pytest.mark.lab_long(seconds=90)
 @pytest.mark.timeout(150)
 def test_300_connections_in_two_link_groups(ends) -> None:
     """A group has at most 255; every byte of every connection is right."""

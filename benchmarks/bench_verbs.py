@@ -28,6 +28,8 @@ import subprocess
 import sys
 from typing import Any
 
+from pysmc.cli.bench import ask, end
+
 SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16 * 1024}
 WRITES = {"64 KiB": 65_536, "1 MiB": 1 << 20}
 CONFIGS = ("asyncio-tcp", "pysmc-verbs")
@@ -89,21 +91,12 @@ class Bench:
                 env=environment,
             )
         )
-        self._stack.callback(_end, process)
+        self._stack.callback(end, process)
         return process
 
     def measure(self, config: str, cell: dict[str, Any]) -> dict[str, Any]:
         """Have one cell done by one configuration."""
-        client = self._clients[config]
-        assert client.stdin is not None
-        assert client.stdout is not None
-        client.stdin.write(json.dumps(cell) + "\n")
-        client.stdin.flush()
-        line = client.stdout.readline()
-        if not line:
-            message = f"the client of {config} ended early, exit code {client.wait()}"
-            raise RuntimeError(message)
-        row: dict[str, Any] = json.loads(line)
+        row = ask(self._clients[config], cell)
         wanted = ("smcr", "verbs") if config == "pysmc-verbs" else ("tcp", None)
         if (row["mode"], row["fabric"]) != wanted:
             message = f"{config} was {row['mode']} over {row['fabric']}"
@@ -162,16 +155,6 @@ class Bench:
         said = "" if done is None else done.stdout + done.stderr
         message = f"{' '.join(words)} failed:\n{said}"
         raise RuntimeError(message)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -90,7 +90,7 @@ def _measure(configs: list[str], options: argparse.Namespace) -> list[dict[str, 
         for number in range(-1, options.rounds):
             for name, cell in CELLS.items():
                 for config in configs:
-                    result = _ask(clients[config], _sized(cell, quick=options.quick))
+                    result = ask(clients[config], _sized(cell, quick=options.quick))
                     row = {"round": number, "cell": name, "config": config, **result}
                     if number >= 0:
                         rows.append(row)
@@ -130,11 +130,12 @@ def _start(stack: contextlib.ExitStack, *arguments: str) -> subprocess.Popen[str
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
     )
-    stack.callback(_end, process)
+    stack.callback(end, process)
     return process
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[str]) -> None:
+    """End a worker, by force when it does not obey."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.close()
@@ -144,7 +145,12 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.kill()
 
 
-def _ask(client: subprocess.Popen[str], cell: dict[str, Any]) -> dict[str, Any]:
+def ask(client: subprocess.Popen[str], cell: dict[str, Any]) -> dict[str, Any]:
+    """Have a client do one cell; gives its figures.
+
+    Raises:
+        RuntimeError: It ended before it answered.
+    """
     assert client.stdin is not None
     assert client.stdout is not None
     client.stdin.write(json.dumps(cell) + "\n")

@@ -1,15 +1,6 @@
 """The data path in all its states: two real connections with elements of 4 bytes.
 
-Every interleaving of writing, reading, publishing, delivering, closing and dying is
-explored breadth first; a state that was seen before is not entered again. Wrap numbers
-have two bits here, so that passing the last of them happens all the time; otherwise the
-code is the library's. What is compared with it is a model of the cursors that was
-written from the wire format alone: a pair (wrap, count) that advances by its rule.
-
-What holds in every state: a byte is read once, in order, from where it was written, and
-nothing unread is written over (P-A); the end of the stream is told only after the last
-byte, and only if the peer said so (P-B); whoever waits is woken; memory is given back
-only when nobody writes to it any more; no honest peer is taken for a liar.
+What is explored, and what holds in every state, is said in `tests/model/cdc_model.py`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "programs" / "peer.py"
 PATIENCE = 30.0
 """Seconds after which what should be given back will not be."""
+PASSING = ("negotiations", "handshakes", "connections", "transports")
+"""What is held only for a connection that has not ended yet."""
 
 
 def _load(name: str) -> Any:
@@ -60,19 +62,50 @@ class Peers:
         return process
 
     @staticmethod
+    def idle(process: Process) -> dict[str, Any]:
+        """Wait until a process has ended its last connections; gives its facts.
+
+        The other process has seen their ends before: a picture that is taken at once
+        shows what will be gone in a moment.
+
+        Raises:
+            AssertionError: Something is left when the time is over.
+        """
+        return _asked_until(process, _at_rest, {})
+
+    @staticmethod
     def settled(process: Process, before: dict[str, Any]) -> dict[str, Any]:
         """Wait until a process holds what it held before; gives its facts.
 
         Raises:
             AssertionError: It holds something else when the time is over.
         """
-        end = time.monotonic() + PATIENCE
+        return _asked_until(process, _the_same, before["held"])
+
+
+def _at_rest(held: dict[str, Any], nothing: dict[str, Any]) -> None:
+    assert {name: held[name] for name in PASSING if held.get(name)} == nothing
+    # A server's own is the one that takes orders; a client has no loop between them.
+    assert held.get("tasks", 1) == 1
+
+
+def _the_same(held: dict[str, Any], before: dict[str, Any]) -> None:
+    assert held == before
+
+
+def _asked_until(process: Process, check: Any, expected: dict[str, Any]) -> Any:
+    """Ask for a process's facts until they pass the check, or the time is over."""
+    end = time.monotonic() + PATIENCE
+    while True:
         facts = process.ask("facts")
-        while facts["held"] != before["held"] and time.monotonic() < end:
+        try:
+            check(facts["held"], expected)
+        except AssertionError:
+            if time.monotonic() > end:
+                raise
             select.select([], [], [], 0.05)
-            facts = process.ask("facts")
-        assert facts["held"] == before["held"]
-        return dict(facts)
+        else:
+            return facts
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ class Balance:
 
     def __init__(self, peers: Any, processes: list[Process]) -> None:
         self._peers = peers
-        self._facts = [(process, process.ask("facts")) for process in processes]
+        self._facts = [(process, peers.idle(process)) for process in processes]
 
     def compare(self, run: Any, names: tuple[str, ...]) -> None:
         """Wait until everything is back; note how far memory has grown."""

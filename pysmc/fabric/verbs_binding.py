@@ -28,9 +28,8 @@ import importlib.util
 import os
 import re
 import sys
-import threading
 from pathlib import Path as FilePath
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pysmc.errors import FabricUnavailable
 from pysmc.fabric.verbs_api import (
@@ -45,10 +44,11 @@ from pysmc.fabric.verbs_api import (
     RequestTuple,
     VerbsError,
 )
+from pysmc.fabric.verbs_descriptors import with_descriptor
 from pysmc.fabric.verbs_ports import raise_shortage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from pysmc.fabric.verbs_api import CompletionQueue, ReceiveBlocks, Verbs
 
@@ -64,9 +64,6 @@ _LIBRARY: Final = re.compile(r"/libibverbs\.so\.1\.\d+\.([\d.]+)$", re.MULTILINE
 VERBS: Final = "/sys/class/infiniband_verbs"
 NODES: Final = "/dev/infiniband"
 _MODULES: Final = ("addr", "cq", "device", "mr", "pd", "pyverbs_error", "qp", "wr")
-
-_TRIES: Final = 8
-"""How often something is made whose descriptor is not found."""
 
 _QPT_RC: Final = 2
 _STATE_INIT, _STATE_RTR, _STATE_RTS = 1, 2, 3
@@ -241,7 +238,7 @@ class _Verbs:
         """By identity, every object that must not be collected in a forked child."""
         self.fds: list[int] = []
         with self.translated(f"open {name}"):
-            self.context, self.event_fd = _with_descriptor(
+            self.context, self.event_fd = with_descriptor(
                 lambda: modules["device"].Context(name=name)
             )
         self.own(self.context)
@@ -313,80 +310,6 @@ class _Verbs:
                 os.close(fd)
 
 
-class _NewDescriptors:
-    """Finds the descriptors that something opened, in one thread at a time."""
-
-    lock = threading.Lock()
-
-    def __enter__(self) -> Self:
-        self.lock.acquire()
-        try:
-            self._before = _descriptors().items()
-        except BaseException:
-            self.lock.release()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._found = dict(_descriptors().items() - self._before)
-        finally:
-            self.lock.release()
-
-    def only(self, word: str) -> int:
-        """Tell the one whose name contains a word.
-
-        Raises:
-            VerbsError: There is not exactly one: somebody else uses the library in
-                another thread.
-        """
-        found = [fd for fd, name in self._found.items() if word in name]
-        if len(found) != 1:
-            raise VerbsError(errno.EAGAIN, f"find one {word} among {self._found}")
-        return found[0]
-
-
-def _with_descriptor(make: Callable[[], Any]) -> tuple[Any, int]:
-    """Make an object of pyverbs, and find the descriptor of its events.
-
-    Another thread that closes one of the same kind meanwhile leaves its number to ours,
-    which then looks as if it had been there before: so it is made once more.
-
-    Raises:
-        VerbsError: It was not found, however often it was made.
-    """
-    for left in reversed(range(_TRIES)):
-        with _NewDescriptors() as new:
-            made = make()
-        try:
-            return made, new.only("infinibandevent")
-        except VerbsError:
-            made.close()
-            if not left:
-                raise
-    raise AssertionError  # the last one returns or raises
-
-
-def _renew_lock() -> None:
-    """Another thread may have been at it when its process forked."""
-    _NewDescriptors.lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _descriptors() -> dict[int, str]:
-    found = {}
-    try:
-        names = os.listdir("/proc/self/fd")
-    except OSError as exc:  # that takes a descriptor too
-        raise VerbsError(exc.errno or errno.EIO, "list the descriptors") from exc
-    for name in names:
-        with contextlib.suppress(OSError):  # the one that lists them
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
-
-
 class _SendChain:
     """Work requests that point to each other, for ever; a post takes the last n."""
 
@@ -445,7 +368,7 @@ class _CompletionQueue:
         cq = verbs.modules["cq"]
         self._verbs = verbs
         with verbs.translated("create a completion channel"):
-            self._channel, self.fd = _with_descriptor(
+            self._channel, self.fd = with_descriptor(
                 lambda: cq.CompChannel(verbs.context)
             )
         verbs.own(self._channel)

@@ -18,6 +18,7 @@ from pysmc.fabric import verbs_api as api
 from pysmc.fabric import verbs_binding
 from pysmc.fabric.verbs_api import SEND_CHAIN, SendRequest, VerbsError
 from pysmc.fabric.verbs_binding import find_pyverbs, open_verbs
+from pysmc.fabric.verbs_descriptors import NewDescriptors
 from tests.fabric import fake_pyverbs
 from tests.fabric.fake_pyverbs import CALLS, FAILURES, RecvWR, SendWR
 
@@ -349,7 +350,7 @@ def test_without_descriptors_it_says_so_and_holds_nobody_up(
         with pytest.raises(FabricError, match="EMFILE: list the descriptors") as caught:
             open_verbs("rxe0")
     assert caught.value.status == "NO_MEMORY"
-    assert not verbs_binding._NewDescriptors.lock.locked()
+    assert not NewDescriptors.lock.locked()
     verbs.create_completion_queue(5).close()
 
 
@@ -546,63 +547,3 @@ def test_the_real_one_has_what_is_used(real_wr: Any) -> None:
             kind, attribute = name.split(".")
             assert hasattr(getattr(modules[module], kind), attribute), name
     assert real_wr is modules["wr"]
-
-
-def test_a_child_can_open_devices_whatever_another_thread_did() -> None:
-    lock = verbs_binding._NewDescriptors.lock
-    with lock:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if not verbs_binding._NewDescriptors.lock.locked() else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert verbs_binding._NewDescriptors.lock is lock
-
-
-def test_what_another_thread_opens_is_not_taken_for_ours() -> None:
-    with verbs_binding._NewDescriptors() as new:
-        opened = [fake_pyverbs.new_descriptor() for _ in range(2)]
-    with pytest.raises(VerbsError, match="find one infinibandevent among"):
-        new.only("infinibandevent")
-    for fd in opened:
-        os.close(fd)
-
-
-def test_a_number_that_another_thread_gave_up_is_tried_again() -> None:
-    others = [fake_pyverbs.new_descriptor()]
-    made: list[int] = []
-
-    class Channel:
-        def __init__(self) -> None:
-            if others:  # closed between our two looks, and its number is ours now
-                os.close(others.pop())
-            self.fd = fake_pyverbs.new_descriptor()
-            made.append(self.fd)
-
-        def close(self) -> None:
-            os.close(self.fd)
-
-    number = others[0]
-    channel, fd = verbs_binding._with_descriptor(Channel)
-    assert made[0] == number
-    assert len(made) == 2
-    assert fd == channel.fd
-    channel.close()
-
-
-def test_it_is_not_tried_for_ever() -> None:
-    class Two:
-        closed = 0
-
-        def __init__(self) -> None:
-            self.fds = [fake_pyverbs.new_descriptor() for _ in range(2)]
-
-        def close(self) -> None:
-            Two.closed += 1
-            for fd in self.fds:
-                os.close(fd)
-
-    before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(VerbsError, match="find one infinibandevent among"):
-        verbs_binding._with_descriptor(Two)
-    assert Two.closed == 8
-    assert len(os.listdir("/proc/self/fd")) == before

@@ -27,10 +27,19 @@ def _load(name: str) -> None:
         spec.loader.exec_module(module)
 
 
-for _name in ("capture", "network_faults", "streaming", "measuring", "ends"):
+for _name in (
+    "capture",
+    "network_faults",
+    "streaming",
+    "measuring",
+    "ends",
+    "smc_netlink",
+    "kernel_smc",
+):
     _load(_name)
 
 from tests.lab.ends import Ends, Place  # noqa: E402  # loaded just now
+from tests.lab.kernel_smc import Kernel  # noqa: E402
 
 
 @pytest.fixture
@@ -44,3 +53,10 @@ def ends(place) -> Iterator[Ends]:
     """Start ends; see `tests.lab.ends`."""
     with Ends(place) as started:
         yield started
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    """The kernel's own SMC, ready to be a peer; see `tests.lab.kernel_smc`."""
+    with Kernel() as prepared:
+        yield prepared

@@ -1,0 +1,478 @@
+"""The three programs: one sets and reads the option, two answer the socket options.
+
+Decides what the kernel does with a socket that asked for the SMC option, and that it
+does nothing with any other. A state of `OptionState` bits is kept with each socket that
+asked, in the map ``sockets``, and dies with it; a connection inherits the state of its
+listener. The map ``listeners`` has an entry for each listener that asked: while a
+SYN is answered there is no socket yet to ask for its state, and the flag that makes the
+kernel call this program may have been set by somebody else's.
+
+* `sock_ops` runs when a socket connects or listens, for SYN and SYN-ACK, and when a
+  connection is established.
+* `setsockopt` and `getsockopt` run for every such call in the cgroup, and pass on what
+  is not for them.
+
+Every rule that looks odd was found by a hang or a refusal without it; it says so.
+
+Source: RFC 7609 section 3.1 and A.1; include/uapi/linux/bpf.h (numbers and layouts),
+Documentation/bpf/prog_cgroup_sockopt.rst; kernel counterpart: net/core/filter.c
+(bpf_sock_ops_load_hdr_opt and its siblings), tcp_output.c (bpf_skops_hdr_opt_len).
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from pysmc.discovery.option.assembler import Assembler, Field, Register
+from pysmc.discovery.option.sockets import ABI, ABI_VERSION, LEVEL, STATE, OptionState
+
+if TYPE_CHECKING:
+    from pysmc.discovery.option.assembler import ByteOrder, Program
+
+__all__ = [
+    "KEY_BYTES",
+    "LISTENERS",
+    "OPTION",
+    "SOCKETS",
+    "getsockopt",
+    "setsockopt",
+    "sock_ops",
+]
+
+R0, R1, R2, R3, R4, R5 = list(Register)[:6]
+R6, R7, R8, R9, R10 = list(Register)[6:]
+
+SOCKETS: Final = "sockets"
+"""Map: the state of each socket that asked, 4 bytes, kept with the socket."""
+LISTENERS: Final = "listeners"
+"""Map: network namespace and port of each listener that asked."""
+OPTION: Final = bytes.fromhex("fe06e2d4c3d9")
+"""The SMC option: experimental kind 254, 6 bytes, the eyecatcher (RFC 7609 A.1)."""
+FAST_OPEN_KIND: Final = 34
+"""TCP Fast Open (RFC 7413 section 4.1.1)."""
+OLD_FAST_OPEN: Final = bytes.fromhex("fe04f989")
+"""The same in its experimental form, with which Linux tries again."""
+
+TCP_CLOSE: Final = 7
+"""State of a socket that neither listens nor connects (include/net/tcp_states.h)."""
+TCP_SAVE_SYN: Final = 27
+SYN, ACK = 0x02, 0x10
+
+
+class Helper(IntEnum):
+    """Functions of the kernel that a program may call."""
+
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    SETSOCKOPT = 49
+    SOCK_OPS_CB_FLAGS_SET = 59
+    SK_STORAGE_GET = 107
+    GET_NETNS_COOKIE = 122
+    LOAD_HDR_OPT = 142
+    STORE_HDR_OPT = 143
+    RESERVE_HDR_OPT = 144
+
+
+class Op(IntEnum):
+    """Why the sock_ops program is called."""
+
+    CONNECT = 3
+    ACTIVE_ESTABLISHED = 4
+    PASSIVE_ESTABLISHED = 5
+    LISTEN = 11
+    HEADER_LENGTH = 14
+    WRITE_HEADER = 15
+
+
+WRITE_HEADER_FLAG: Final = 1 << 6
+"""Callback flag: call the program for the options of every segment."""
+SYN_COOKIE: Final = 2
+"""Argument of the header callbacks: the SYN-ACK is a SYN cookie."""
+FROM_SAVED_SYN: Final = 1
+"""load_hdr_opt: look into the SYN that the kernel kept."""
+CREATE: Final = 1
+"""sk_storage_get: make an entry where there is none."""
+
+# struct bpf_sock_ops
+OP = Field("op", 0, 4)
+ARGUMENT = Field("args[0]", 4, 4)
+LOCAL_PORT = Field("local_port", 68, 4)
+CALLBACK_FLAGS = Field("bpf_sock_ops_cb_flags", 84, 4)
+SOCKET = Field("sk", 184, 8)
+TCP_FLAGS = Field("skb_tcp_flags", 212, 4)
+# struct bpf_sockopt
+SOCKOPT_SOCKET = Field("sk", 0, 8)
+VALUE = Field("optval", 8, 8)
+VALUE_END = Field("optval_end", 16, 8)
+SOCKOPT_LEVEL = Field("level", 24, 4)
+NAME = Field("optname", 28, 4)
+LENGTH = Field("optlen", 32, 4)
+RESULT = Field("retval", 36, 4)
+# struct bpf_sock
+PROTOCOL = Field("protocol", 12, 4)
+SOCKET_STATE = Field("state", 72, 4)
+# what a pointer into a map or to a value leads to
+NUMBER = Field("u32", 0, 4)
+# the stack: each slot is written by one store of 8 bytes (`Assembler.load_bytes`)
+SCRATCH = Field("option", -8, 8)
+KEY_PORT = Field("key.port", -16, 8)
+KEY_NAMESPACE = Field("key.namespace", -24, 8)
+KEY_BYTES: Final = 16
+
+WANT, PEER, DONE = OptionState.WANT, OptionState.PEER, OptionState.DONE
+MINE, NOSYN, SERVER = OptionState.MINE, OptionState.NOSYN, OptionState.SERVER
+
+
+# --- sock_ops ----------------------------------------------------------------------
+
+
+def sock_ops(byteorder: ByteOrder) -> Program:
+    """Assemble the program that sets and reads the option."""
+    a = Assembler(byteorder)
+    a.rule("Only six of the reasons for a call matter. The reply is never written.")
+    a.move(R6, R1)
+    a.load(R7, R6, OP)
+    a.jump_if(R7, "==", Op.HEADER_LENGTH, "header")
+    a.jump_if(R7, "==", Op.WRITE_HEADER, "header")
+    a.jump_if(R7, "==", Op.CONNECT, "begin")
+    a.jump_if(R7, "==", Op.LISTEN, "begin")
+    a.jump_if(R7, "==", Op.ACTIVE_ESTABLISHED, "established")
+    a.jump_if(R7, "==", Op.PASSIVE_ESTABLISHED, "established")
+    a.jump("done")
+    _begin(a)
+    _header(a)
+    _established(a)
+    a.label("done")
+    a.move(R0, 1)
+    a.leave()
+    return a.program()
+
+
+def _begin(a: Assembler) -> None:
+    """A socket connects or listens."""
+    a.label("begin")
+    a.rule(
+        "A listener that did not ask must not be taken for the last one of its port."
+    )
+    a.jump_if(R7, "!=", Op.LISTEN, "begin_asked")
+    _make_key(a)
+    a.load_map(R1, LISTENERS)
+    _point(a, R2, KEY_NAMESPACE)
+    a.call(Helper.MAP_DELETE_ELEM)
+    a.label("begin_asked")
+    _load_state(a, otherwise="done")
+    a.rule(
+        """Begin anew, but remember that the flag is ours: after a connect that failed
+        it is still on. If it is on and not ours, it is not ours to switch off."""
+    )
+    a.bit_and(R8, WANT | MINE)
+    a.load(R2, R6, CALLBACK_FLAGS)
+    a.jump_if(R2, "&", WRITE_HEADER_FLAG, "flag_is_on")
+    a.bit_or(R8, MINE)
+    a.bit_or(R2, WRITE_HEADER_FLAG)
+    a.move(R1, R6)
+    a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
+    a.label("flag_is_on")
+    a.jump_if(R7, "==", Op.LISTEN, "listen")
+    a.store(R9, NUMBER, R8)
+    a.jump("done")
+    a.label("listen")
+    a.bit_or(R8, SERVER)
+    a.store(R9, NUMBER, R8)
+    a.rule(
+        """Keep the SYN: without it nothing is known when the connection is established,
+        nor when the SYN-ACK is sent again."""
+    )
+    a.load_bytes(R1, (1).to_bytes(4, a.byteorder))
+    a.store(R10, SCRATCH, R1)
+    a.move(R1, R6)
+    a.move(R2, socket.IPPROTO_TCP)
+    a.move(R3, TCP_SAVE_SYN)
+    _point(a, R4, SCRATCH)
+    a.move(R5, 4)
+    a.call(Helper.SETSOCKOPT)
+    a.rule("Enter the listener.")
+    a.load_map(R1, LISTENERS)
+    _point(a, R2, KEY_NAMESPACE)
+    _point(a, R3, SCRATCH)
+    a.move(R4, 0)
+    a.call(Helper.MAP_UPDATE_ELEM)
+    a.jump("done")
+
+
+def _header(a: Assembler) -> None:
+    """A segment is built: how long are its options, and what are they."""
+    a.label("header")
+    a.rule(
+        """Only SYN and SYN-ACK. The flags are 0 when the kernel asks ahead of a segment
+        how much room it will have."""
+    )
+    a.load(R2, R6, TCP_FLAGS)
+    a.jump_if(R2, "&", SYN, "syn")
+    a.jump("done")
+    a.label("syn")
+    a.jump_if(R2, "&", ACK, "answer")
+    _load_state(a, otherwise="done")
+    a.jump("put")
+    a.label("answer")
+    a.rule("A SYN cookie: nothing of this SYN will be known later.")
+    a.load(R2, R6, ARGUMENT)
+    a.jump_if(R2, "==", SYN_COOKIE, "done")
+    _ask_syn(a, found="put", otherwise="done")
+    a.label("put")
+    a.rule("Room first; the bytes in the second call.")
+    a.jump_if(R7, "==", Op.WRITE_HEADER, "write")
+    a.move(R1, R6)
+    a.move(R2, len(OPTION))
+    a.move(R3, 0)
+    a.call(Helper.RESERVE_HDR_OPT)
+    a.jump("done")
+    a.label("write")
+    a.load_bytes(R1, OPTION)
+    a.store(R10, SCRATCH, R1)
+    a.move(R1, R6)
+    _point(a, R2, SCRATCH)
+    a.move(R3, len(OPTION))
+    a.move(R4, 0)
+    a.call(Helper.STORE_HDR_OPT)
+    a.jump("done")
+
+
+def _established(a: Assembler) -> None:
+    """The handshake of TCP is over."""
+    a.label("established")
+    _load_state(a, otherwise="done")
+    a.bit_and(R8, WANT | MINE | SERVER)
+    a.bit_or(R8, DONE)
+    a.jump_if(R7, "==", Op.PASSIVE_ESTABLISHED, "accepted")
+    a.rule("A client: look into the SYN-ACK that is just being processed.")
+    _search(a, OPTION, where=0)
+    a.jump_if(R0, "s<", 0, "settle")
+    a.bit_or(R8, PEER)
+    a.jump("settle")
+    a.label("accepted")
+    a.rule(
+        "A server: the peer takes part if our SYN-ACK had the option, so ask the same."
+    )
+    _ask_syn(a, found="is_peer", otherwise="no_peer")
+    a.label("is_peer")
+    a.bit_or(R8, PEER)
+    a.jump("settle")
+    a.label("no_peer")
+    a.jump_if(R0, "!=", -errno.ENOENT, "settle")
+    a.bit_or(R8, NOSYN)
+    a.label("settle")
+    a.rule("No call for each segment from now on, unless the flag is somebody else's.")
+    a.move(R2, R8)
+    a.bit_and(R8, WANT | PEER | DONE | NOSYN | SERVER)
+    a.store(R9, NUMBER, R8)
+    a.jump_if(R2, "&", MINE, "flag_off")
+    a.jump("done")
+    a.label("flag_off")
+    a.load(R2, R6, CALLBACK_FLAGS)
+    a.bit_and(R2, ~WRITE_HEADER_FLAG)
+    a.move(R1, R6)
+    a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
+
+
+def _load_state(a: Assembler, *, otherwise: str) -> None:
+    """Load the state to r8 and its place to r9, of a socket that asked."""
+    a.rule("A socket that did not ask is left alone.")
+    a.load(R2, R6, SOCKET)
+    a.jump_if(R2, "==", 0, otherwise)
+    a.load_map(R1, SOCKETS)
+    a.move(R3, 0)
+    a.move(R4, 0)
+    a.call(Helper.SK_STORAGE_GET)
+    a.jump_if(R0, "==", 0, otherwise)
+    a.move(R9, R0)
+    a.load(R8, R9, NUMBER)
+    a.move(R2, R8)
+    a.bit_and(R2, WANT)
+    a.jump_if(R2, "==", 0, otherwise)
+
+
+def _ask_syn(a: Assembler, *, found: str, otherwise: str) -> None:
+    """Go on at ``found`` if the SYN is to be answered with the option."""
+    a.rule(
+        """A listener that did not ask: its state cannot be seen here, and the flag that
+        brought us here may be another program's."""
+    )
+    _make_key(a)
+    a.load_map(R1, LISTENERS)
+    _point(a, R2, KEY_NAMESPACE)
+    a.call(Helper.MAP_LOOKUP_ELEM)
+    a.jump_if(R0, "==", 0, otherwise)
+    a.rule(
+        """A fast-open SYN: its connection is established, and our flag off, before the
+        SYN-ACK is built; so one side would have the option and the other not."""
+    )
+    for option in (bytes([FAST_OPEN_KIND, 0]), OLD_FAST_OPEN):
+        _search(a, option, where=FROM_SAVED_SYN)
+        a.jump_if(R0, "!=", -errno.ENOMSG, otherwise)
+    a.rule("The SYN has the option. Where no SYN was kept, r0 is -ENOENT.")
+    _search(a, OPTION, where=FROM_SAVED_SYN)
+    a.jump_if(R0, "s<", 0, otherwise)
+    a.jump(found)
+
+
+def _search(a: Assembler, option: bytes, *, where: int) -> None:
+    """Look for an option; r0 is its length, or the negative number of an error."""
+    a.load_bytes(R1, option)
+    a.store(R10, SCRATCH, R1)
+    a.move(R1, R6)
+    _point(a, R2, SCRATCH)
+    a.move(R3, len(option))
+    a.move(R4, where)
+    a.call(Helper.LOAD_HDR_OPT)
+
+
+def _make_key(a: Assembler) -> None:
+    """Put the key of this listener onto the stack."""
+    a.move(R1, R6)
+    a.call(Helper.GET_NETNS_COOKIE)
+    a.store(R10, KEY_NAMESPACE, R0)
+    a.load(R1, R6, LOCAL_PORT)
+    a.store(R10, KEY_PORT, R1)
+
+
+def _point(a: Assembler, to: Register, slot: Field) -> None:
+    """Point a register to a slot of the stack."""
+    a.move(to, R10)
+    a.add(to, slot.offset)
+
+
+# --- setsockopt and getsockopt -------------------------------------------------------
+
+
+def setsockopt(byteorder: ByteOrder, page_bytes: int) -> Program:
+    """Assemble the program that takes the opt-in.
+
+    Args:
+        byteorder: The machine's.
+        page_bytes: The size of its pages.
+    """
+    a = Assembler(byteorder)
+    _take_ours(a)
+    a.jump_if(R2, "!=", STATE, "others")
+    a.rule("Plain TCP, neither listening nor connected; otherwise EPERM.")
+    a.load(R7, R6, SOCKOPT_SOCKET)
+    a.jump_if(R7, "==", 0, "refuse")
+    a.load(R2, R7, PROTOCOL)
+    a.jump_if(R2, "!=", socket.IPPROTO_TCP, "refuse")
+    a.load(R2, R7, SOCKET_STATE)
+    a.jump_if(R2, "!=", TCP_CLOSE, "refuse")
+    a.rule(
+        """4 bytes. -1 is what we leave for the next program of the chain, which may be
+        ours again: attached to a parent cgroup as well, or twice."""
+    )
+    a.load(R2, R6, LENGTH)
+    a.jump_if(R2, "==", 4, "value")
+    a.jump_if(R2, "!=", -1, "refuse", bits=32)
+    a.label("value")
+    a.load(R8, R6, VALUE)
+    a.load(R3, R6, VALUE_END)
+    a.move(R2, R8)
+    a.add(R2, 4)
+    a.jump_if(R2, ">", R3, "refuse")
+    a.load(R8, R8, NUMBER)
+    a.load_map(R1, SOCKETS)
+    a.move(R2, R7)
+    a.move(R3, 0)
+    a.move(R4, CREATE)
+    a.call(Helper.SK_STORAGE_GET)
+    a.jump_if(R0, "==", 0, "refuse")
+    a.rule("Want or not; whose the flag is stays known.")
+    a.load(R2, R0, NUMBER)
+    a.bit_and(R2, MINE)
+    a.bit_and(R8, WANT)
+    a.bit_or(R2, R8)
+    a.store(R0, NUMBER, R2)
+    a.rule("Taken: the kernel need not look at it.")
+    a.move(R2, -1)
+    a.store(R6, LENGTH, R2)
+    a.move(R0, 1)
+    a.leave()
+    a.label("refuse")
+    a.move(R0, 0)
+    a.leave()
+    _pass_on_others(a, page_bytes)
+    return a.program()
+
+
+def getsockopt(byteorder: ByteOrder, page_bytes: int) -> Program:
+    """Assemble the program that gives the state, and the version of all this.
+
+    Args:
+        byteorder: The machine's.
+        page_bytes: The size of its pages.
+    """
+    a = Assembler(byteorder)
+    _take_ours(a)
+    a.rule("Plain TCP; the kernel's own answer stands for everything else.")
+    a.load(R7, R6, SOCKOPT_SOCKET)
+    a.jump_if(R7, "==", 0, "others")
+    a.load(R3, R7, PROTOCOL)
+    a.jump_if(R3, "!=", socket.IPPROTO_TCP, "others")
+    a.move(R8, ABI_VERSION)
+    a.jump_if(R2, "==", ABI, "answer")
+    a.jump_if(R2, "!=", STATE, "others")
+    a.rule("A socket that never asked has no state: 0.")
+    a.move(R8, 0)
+    a.load_map(R1, SOCKETS)
+    a.move(R2, R7)
+    a.move(R3, 0)
+    a.move(R4, 0)
+    a.call(Helper.SK_STORAGE_GET)
+    a.jump_if(R0, "==", 0, "answer")
+    a.load(R8, R0, NUMBER)
+    a.label("answer")
+    a.rule("The buffer has 16 bytes at least, so the length that was said counts too.")
+    a.load(R2, R6, LENGTH)
+    a.jump_if(R2, "s<", 4, "refuse", bits=32)
+    a.load(R3, R6, VALUE)
+    a.load(R4, R6, VALUE_END)
+    a.move(R2, R3)
+    a.add(R2, 4)
+    a.jump_if(R2, ">", R4, "refuse")
+    a.store(R3, NUMBER, R8)
+    a.move(R2, 4)
+    a.store(R6, LENGTH, R2)
+    a.move(R2, 0)
+    a.store(R6, RESULT, R2)
+    a.move(R0, 1)
+    a.leave()
+    a.label("refuse")
+    a.move(R0, 0)
+    a.leave()
+    _pass_on_others(a, page_bytes)
+    return a.program()
+
+
+def _take_ours(a: Assembler) -> None:
+    """Go on only with options of our level; r2 is the option's number then."""
+    a.rule("Options of other levels are not for us.")
+    a.move(R6, R1)
+    a.load(R2, R6, SOCKOPT_LEVEL)
+    a.jump_if(R2, "!=", LEVEL, "others")
+    a.load(R2, R6, NAME)
+
+
+def _pass_on_others(a: Assembler, page_bytes: int) -> None:
+    """Leave what is not for us to the kernel."""
+    a.label("others")
+    a.rule(
+        """Of a buffer longer than a page we were shown a part, and older kernels refuse
+        to take that for the whole. A length of 0 means: the caller's own buffer."""
+    )
+    a.load(R2, R6, LENGTH)
+    a.jump_if(R2, "s<", page_bytes + 1, "pass", bits=32)
+    a.move(R2, 0)
+    a.store(R6, LENGTH, R2)
+    a.label("pass")
+    a.move(R0, 1)
+    a.leave()

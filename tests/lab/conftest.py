@@ -35,9 +35,14 @@ for _name in (
     "ends",
     "smc_netlink",
     "kernel_smc",
+    "matrix",
+    "players",
+    "playing",
 ):
     _load(_name)
 
+from pysmc.discovery.option.install import attach  # noqa: E402  # loaded just now
+from pysmc.discovery.option.sockets import is_installed  # noqa: E402
 from tests.lab.ends import Ends, Place  # noqa: E402  # loaded just now
 from tests.lab.kernel_smc import Kernel  # noqa: E402
 
@@ -60,3 +65,10 @@ def kernel() -> Iterator[Kernel]:
     """The kernel's own SMC, ready to be a peer; see `tests.lab.kernel_smc`."""
     with Kernel() as prepared:
         yield prepared
+
+
+@pytest.fixture
+def option() -> None:
+    """The programs for the TCP option are attached, for every process of the guest."""
+    if not is_installed():
+        attach()  # to the root of all cgroups: it stays until the guest ends

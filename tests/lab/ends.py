@@ -8,6 +8,7 @@ it costs milliseconds also where a start of Python costs seconds. What it does s
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import itertools
 import json
@@ -35,6 +36,7 @@ from pysmc.fabric import verbs_binding
 from tests.lab.streaming import Obedience, be_an_end
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["NOBODY", "End", "Ends", "Limits", "Place"]
@@ -217,9 +219,8 @@ def _live_as(
     channel: socket.socket,
     errors: int,
     place: Place,
-    config: pysmc.Config,
     limits: Limits,
-    kind: type[Obedience],
+    be: Callable[[socket.socket, tuple[str, str]], None],
 ) -> NoReturn:
     """Be the forked process: an end and nothing else."""
     code = 1
@@ -232,7 +233,7 @@ def _live_as(
         warnings.resetwarnings()
         warnings.simplefilter("ignore", ResourceWarning)
         limits.apply()
-        be_an_end(channel, (place.server_host, place.client_host), config, kind)
+        be(channel, (place.server_host, place.client_host))
         code = 0
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
@@ -270,6 +271,23 @@ class Ends:
         if self.place.fabric == "verbs" and not limits.without_pyverbs:
             _load_what_verbs_need()
         config = self.place.config(**changes)
+        be = functools.partial(be_an_end, config=config, kind=self.kind)
+        return self.start_as(name, be, limits)
+
+    def start_as(
+        self,
+        name: str,
+        be: Callable[[socket.socket, tuple[str, str]], None],
+        limits: Limits | None = None,
+    ) -> End:
+        """Start an end that is something else than pysmc.
+
+        Args:
+            name: Shown in failures.
+            be: What it does until no more orders come: takes where orders come from,
+                and the addresses of server and client.
+            limits: What is taken away from it.
+        """
         ours, theirs = socket.socketpair()
         errors = Path(self._folder.name) / f"{next(self._numbers)}-{name}.txt"
         with errors.open("wb") as file:
@@ -279,7 +297,7 @@ class Ends:
                     end._channel.close()
                 ours.close()
                 number = file.fileno()
-                _live_as(theirs, number, self.place, config, limits, self.kind)
+                _live_as(theirs, number, self.place, limits or Limits(), be)
         theirs.close()
         end = End(name, pid, errors, ours)
         self.started.append(end)

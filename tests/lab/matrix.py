@@ -217,7 +217,7 @@ CELLS = (
         (
             Stage(None, READS_NOTHING),
             Stage(STALLS, None),
-            Stage(order("go_on"), CATCHES_UP),
+            Stage(order("flush"), CATCHES_UP),
             *END,
         ),
         seconds=120.0,
@@ -227,7 +227,7 @@ CELLS = (
         (
             Stage(READS_NOTHING, None),
             Stage(None, STALLS),
-            Stage(CATCHES_UP, order("go_on")),
+            Stage(CATCHES_UP, order("flush")),
             *END,
         ),
         seconds=120.0,

@@ -262,7 +262,7 @@ class KernelPlayer:
         self._receive(self._line, count - small)
         return {}
 
-    def do_go_on(self) -> dict[str, Any]:
+    def do_flush(self) -> dict[str, Any]:
         """Wait until what was handed over has gone: the kernel does so by itself."""
         return {}
 
@@ -473,7 +473,7 @@ class PysmcPlayer(Obedience):
         await self._receive(self._line, count - small)
         return {}
 
-    async def do_go_on(self) -> dict[str, Any]:
+    async def do_flush(self) -> dict[str, Any]:
         """Wait until what was handed over has gone."""
         await self._line.way[1].drain()
         return {}

@@ -73,12 +73,12 @@ class Socket(NamedTuple):
     peer_rmbe_bytes: int
 
 
-def add_pnetid(name: str, network_device: str, rdma_device: str) -> None:
-    """Say that a network device and an RDMA device are on one network."""
-    for body in (
-        _text(1, name) + _text(2, network_device),
-        _text(1, name) + _text(3, rdma_device) + _attribute(4, b"\x01"),
-    ):
+def add_pnetid(name: str, network_device: str, rdma_device: str = "") -> None:
+    """Say that a network device is on a network, and an RDMA device with it."""
+    bodies = [_text(1, name) + _text(2, network_device)]
+    if rdma_device:
+        bodies.append(_text(1, name) + _text(3, rdma_device) + _attribute(4, b"\x01"))
+    for body in bodies:
         _tell("SMC_PNETID", PNETID_ADD, body, errno.EEXIST)
 
 

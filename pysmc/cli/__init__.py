@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-SUBCOMMANDS = ("run", "demo", "decode", "probe", "doctor", "bench")
+SUBCOMMANDS = ("run", "demo", "decode", "probe", "doctor", "option", "bench")
 """Each is a module with ``HELP``, ``add_arguments`` and ``command``."""
 
 

@@ -34,7 +34,7 @@ from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.tls import make_tls_transport, start_tls
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
-from pysmc.discovery import PEER_NO_SMC
+from pysmc.discovery.findings import PEER_NO_SMC
 from pysmc.discovery.mark import read_mark
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import Declined, HandshakeTimeout, SmcError

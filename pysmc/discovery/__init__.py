@@ -24,9 +24,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pysmc.discovery.address import bound_device, endpoint
+from pysmc.discovery.announcement import Announcement
 from pysmc.discovery.beacon import BeaconRegistry, Lookup, listener_names
-from pysmc.discovery.local import Mark, Offer
+from pysmc.discovery.findings import (
+    BOUND_TO_DEVICE,
+    NO_SYN_KEPT,
+    NOT_LISTED,
+    NOT_MARKED,
+    NOT_TCP,
+    OPTION_NOT_BUILT,
+    OWN_TOS,
+    PEER_NO_SMC,
+    setup_missing,
+)
+from pysmc.discovery.local import Mark
 from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
+from pysmc.discovery.offer import Offer
 from pysmc.discovery.rendezvous import SMC, Refusal, Users, Verdict
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import ForkedError
@@ -34,10 +47,8 @@ from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
 
     from pysmc.config import Config
-    from pysmc.discovery.beacon import Beacon
     from pysmc.discovery.mark import MarkedSocket
 
 __all__ = ["Announcement", "Discovery", "Mark", "Verdict"]
@@ -46,61 +57,6 @@ log = logging.getLogger(__name__)
 
 INET_FAMILIES = frozenset({socket.AF_INET, socket.AF_INET6})
 TCP_PROTOCOLS = frozenset({0, socket.IPPROTO_TCP})
-
-PEER_NO_SMC = reason("PEER_NO_SMC", "peer")
-NOT_MARKED = reason("NOT_MARKED", "local")
-NOT_LISTED = reason("PEER_NO_SMC", "local", "PYSMC_PEERS does not list it.")
-NO_SYN_KEPT = reason(
-    "MARK_LOST", "local", "The kernel kept no SYN of this connection (SYN cookie)."
-)
-
-
-def _setup_missing(detail: str) -> Reason:
-    return reason("SETUP_MISSING", "local", detail)
-
-
-OPTION_NOT_BUILT = _setup_missing("Discovery 'tcp_option' is not built yet.")
-NOT_TCP = _setup_missing("This is not a TCP socket with a numeric address.")
-OWN_TOS = _setup_missing(
-    "The application chose the socket's TOS or priority, so it cannot be marked."
-)
-BOUND_TO_DEVICE = _setup_missing(
-    "The socket is bound to a device (SO_BINDTODEVICE), which 'local' does not follow."
-)
-
-
-class Announcement:
-    """A listener's beacons; close it when the listener closes."""
-
-    def __init__(self, registry: BeaconRegistry, names: Sequence[bytes]) -> None:
-        """Hold every name, or none.
-
-        Raises:
-            OSError: There is no descriptor left, or Unix sockets are forbidden.
-        """
-        self._registry = registry
-        self._beacons: list[Beacon] = []
-        try:
-            for name in names:
-                self._beacons.append(registry.hold(name))
-        except OSError:
-            self.close()
-            raise
-
-    @property
-    def is_holder(self) -> bool:
-        """Whether this loop holds all the names; otherwise another one does."""
-        return all(beacon.is_holder for beacon in self._beacons)
-
-    def close(self) -> None:
-        """Give the names back; idempotent."""
-        while self._beacons:
-            self._registry.release(self._beacons.pop())
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether the names were given back."""
-        return not self._beacons
 
 
 class Discovery:
@@ -163,7 +119,7 @@ class Discovery:
             self._is_short = error.errno in {errno.EMFILE, errno.ENFILE}
             detail = f"Discovery 'local' has no Unix socket: {error.strerror}."
             make = (
-                partial(reason, "LIMIT", "local") if self._is_short else _setup_missing
+                partial(reason, "LIMIT", "local") if self._is_short else setup_missing
             )
             self._off = None if self._peers else make(detail)
         else:
@@ -307,7 +263,7 @@ class Discovery:
         try:
             marked = set_mark(sock, ipv4=len(target.packed) == 4)
         except OSError as error:
-            return _setup_missing(f"The socket cannot be marked: {error.strerror}.")
+            return setup_missing(f"The socket cannot be marked: {error.strerror}.")
         if marked is None:
             return OWN_TOS
         mark = self._new_mark(sock, marked)

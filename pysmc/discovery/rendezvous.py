@@ -43,10 +43,13 @@ __all__ = [
     "receive",
     "refuse_descriptors",
     "refused",
+    "rendezvous_name",
     "send",
+    "stream_socket",
     "tcp",
 ]
 
+RENDEZVOUS_PREFIX = b"\0pysmc/r/1/"
 VERSION = 1
 OFFER, REFUSE, GO, NO = b"O", b"R", b"G", b"N"
 MESSAGE_BYTES = 128
@@ -84,6 +87,12 @@ class Verdict:
 
 SMC = Verdict(smc=True)
 
+
+def rendezvous_name(identity: bytes) -> bytes:
+    """Name the rendezvous of a connection: an abstract Unix name, 0 first."""
+    return RENDEZVOUS_PREFIX + identity.hex().encode("ascii")
+
+
 SO_PASSRIGHTS = 83
 """Linux 6.16: whether others may pass descriptors to a Unix socket."""
 
@@ -97,6 +106,18 @@ def refuse_descriptors(sock: socket.socket) -> None:
     """
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+
+
+def stream_socket() -> socket.socket:
+    """Make a Unix socket for either end, which takes no descriptors.
+
+    Raises:
+        OSError: There is no descriptor left, or Unix sockets are forbidden.
+    """
+    # Python sets close-on-exec on every socket.
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    refuse_descriptors(made)
+    return made
 
 
 def close_stranger(sock: socket.socket) -> None:

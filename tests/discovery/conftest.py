@@ -19,7 +19,7 @@ from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark, Verdict
 from pysmc.discovery import local as local_module
 from pysmc.discovery.address import connection_id
-from pysmc.discovery.local import RENDEZVOUS_PREFIX
+from pysmc.discovery.rendezvous import rendezvous_name
 from pysmc.disposal import wait_closed
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Kit:
     def rendezvous_of(sock: socket.socket) -> bytes:
         """Name the rendezvous of a client's socket."""
         identity = connection_id(sock, client=True)
-        return RENDEZVOUS_PREFIX + identity.hex().encode("ascii")
+        return rendezvous_name(identity)
 
     async def unmarked_pair(self) -> tuple[socket.socket, socket.socket]:
         """Connect two sockets that no discovery knows."""

@@ -12,6 +12,7 @@ import pytest
 
 from pysmc.discovery import Mark
 from pysmc.discovery import local as local_module
+from pysmc.discovery import offer as offer_module
 from pysmc.discovery.address import connection_id
 from pysmc.discovery.rendezvous import (
     GO,
@@ -101,7 +102,7 @@ async def test_server_is_earlier_than_the_clients_connect(kit: Any, ends: Any) -
 async def test_server_looks_at_each_turn_before_it_sets_a_timer(
     kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch, spin: float, timers: bool
 ) -> None:
-    monkeypatch.setattr(local_module, "SPIN", spin)
+    monkeypatch.setattr(offer_module, "SPIN", spin)
     client, server = ends
     listener = kit.listener()
     server.announce(listener)
@@ -116,7 +117,7 @@ async def test_server_looks_at_each_turn_before_it_sets_a_timer(
     client.connected(mark)
     assert kit.short(await client.wait_confirmed(mark)) == "SMC"
     assert kit.short(await confirmed) == "SMC"
-    assert (offer._delay > local_module.RETRY_FIRST) is timers
+    assert (offer._delay > offer_module.RETRY_FIRST) is timers
 
 
 async def test_offer_is_held_for_a_socket_that_is_claimed_later(
@@ -501,7 +502,7 @@ async def test_no_descriptor_for_the_rendezvous(
     kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, server = kit.discovery(), kit.discovery(discovery_wait=0.02)
-    monkeypatch.setattr(local_module, "_stream_socket", no_descriptor)
+    monkeypatch.setattr(local_module, "stream_socket", no_descriptor)
     _, mark, conn = await kit.marked_pair(client, server)
     monkeypatch.undo()
     assert kit.short(await client.wait_confirmed(mark)) == "LIMIT/local"
@@ -514,7 +515,7 @@ async def test_no_descriptor_for_the_offer(
 ) -> None:
     client, server = kit.discovery(discovery_wait=0.02), kit.discovery()
     _, mark, conn = await kit.marked_pair(client, server)
-    monkeypatch.setattr(local_module, "_stream_socket", no_descriptor)
+    monkeypatch.setattr(offer_module, "stream_socket", no_descriptor)
     assert kit.short(await server.confirm(conn)) == "LIMIT/local"
     assert kit.short(await client.wait_confirmed(mark)) == "MARK_LOST/peer"
 

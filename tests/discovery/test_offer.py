@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pysmc.discovery import local as local_module
+from pysmc.discovery import offer as offer_module
 from pysmc.discovery.address import connection_id
 from pysmc.discovery.rendezvous import GO, NO, OFFER, REFUSE, VERSION, Refusal, Users
 from pysmc.reasons import reason
@@ -210,7 +210,7 @@ async def test_somebody_elses_use_of_the_same_dscp(
     kit: Any, ends: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, server = ends
-    monkeypatch.setattr(local_module, "is_local", lambda _: False)
+    monkeypatch.setattr(offer_module, "is_local", lambda _: False)
     _, conn = await kit.unmarked_pair()
     assert kit.short(await server.confirm(conn)) == "PEER_NO_SMC/peer"
 
@@ -226,7 +226,7 @@ async def test_client_that_is_reset_while_it_is_looked_for(
             kit.reset(sock)
             return errno.ECONNREFUSED
 
-    monkeypatch.setattr(local_module, "_stream_socket", lambda: Resetting(1))
+    monkeypatch.setattr(offer_module, "stream_socket", lambda: Resetting(1))
     assert kit.short(await server.confirm(conn)) == "PEER_NO_SMC/peer"
 
 
@@ -240,7 +240,7 @@ async def test_name_that_must_not_be_reached(
         def connect_ex(self, _: Any, /) -> int:
             return errno.EACCES
 
-    monkeypatch.setattr(local_module, "_stream_socket", lambda: Forbidden(1))
+    monkeypatch.setattr(offer_module, "stream_socket", lambda: Forbidden(1))
     assert kit.short(await server.confirm(conn)) == "MARK_LOST/local"
 
 

@@ -18,10 +18,11 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pysmc.discovery import NOT_LISTED, NOT_MARKED, OWN_TOS, PEER_NO_SMC
 from pysmc.discovery.address import endpoint
-from pysmc.discovery.local import OFFERED_SHARE, SERVER_SHARE, UNCLAIMED_WAIT
+from pysmc.discovery.findings import NOT_LISTED, NOT_MARKED, OWN_TOS, PEER_NO_SMC
+from pysmc.discovery.local import UNCLAIMED_WAIT
 from pysmc.discovery.mark import read_mark, save_syn, set_mark
+from pysmc.discovery.offer import OFFERED_SHARE, SERVER_SHARE
 from pysmc.discovery.rendezvous import SMC, Refusal, Verdict, refused, tcp
 from pysmc.discovery.static import StaticPeers
 from pysmc.reasons import Reason, reason

@@ -20,7 +20,7 @@ from orders import obey  # type: ignore[import-not-found]
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark
 from pysmc.discovery.address import connection_id
-from pysmc.discovery.local import RENDEZVOUS_PREFIX
+from pysmc.discovery.rendezvous import rendezvous_name
 from pysmc.fabric.shm import host_eid
 from smcproto import clc, clc_v2
 from smcproto.constants import PathType
@@ -93,8 +93,7 @@ class Stallers:
     async def _be_found(self, sock: socket.socket) -> bool:
         listener = socket.socket(socket.AF_UNIX)
         self.open.append(listener)
-        name = connection_id(sock, client=True).hex().encode()
-        listener.bind(RENDEZVOUS_PREFIX + name)
+        listener.bind(rendezvous_name(connection_id(sock, client=True)))
         listener.listen()
         listener.setblocking(False)
         conn, _ = await self.loop.sock_accept(listener)

@@ -53,9 +53,10 @@ def test_python_in_the_guest_finds_it_beside_its_source(
     bytecode.rewrite(["test_one.py"])
     share = tmp_path / "share"
     share.mkdir()
-    initramfs.write_tree(share)
+    with (share / "archive").open("wb") as file:
+        initramfs.write(file, initramfs.checkout())
     assert not list(tree.rglob("__pycache__")), "the checkout is left alone"
-    unpack(share / "tree.cpio", share)
+    unpack(share / "archive", share)
     found = share / "pack" / tree.relative_to("/")
     source = found / "pysmc" / "one.py"
     compiled = Path(importlib.util.cache_from_source(str(source)))

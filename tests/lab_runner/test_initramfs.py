@@ -8,8 +8,11 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import pytest
+
 from lab import initramfs, pack
 from lab.initramfs import Part, packed, write
+from lab.kernel import Kernel
 from lab.places import ROOT
 
 if TYPE_CHECKING:
@@ -24,9 +27,11 @@ class Entry(NamedTuple):
 
 
 def read(data: bytes) -> Iterator[Entry]:
-    """Read an archive, by the kernel's description of the format."""
+    """Read archives that follow each other, by the description of the format."""
     place = 0
     while True:
+        if place == len(data):
+            return
         assert data[place : place + 6] == b"070701"
         words = [
             int(data[place + 6 + 8 * n : place + 14 + 8 * n], 16) for n in range(13)
@@ -37,8 +42,7 @@ def read(data: bytes) -> Iterator[Entry]:
         content = data[place : place + words[6]]
         place += (words[6] + 3) & ~3
         if name == b"TRAILER!!!\0":
-            assert place == len(data)
-            return
+            continue
         yield Entry(name[:-1].decode(), words[1], words[5], content)
 
 
@@ -109,15 +113,33 @@ def test_an_archive_is_kept_until_a_part_changes(
         initramfs, "_own", lambda kernel: iter([Part("init", 0o100755)])
     )
     monkeypatch.setattr(pack, "installed", lambda: [wanted])
-
-    class Kernel:
-        version = "6.12.1"
-
-    first = initramfs.build(Kernel())  # type: ignore[arg-type]
+    source = tmp_path / "source.py"
+    monkeypatch.setattr(initramfs, "checkout", lambda: packed([source]))
+    source.write_text("2")
+    kernel = Kernel(tmp_path, "6.12.1")
+    first = initramfs.build(kernel)
     inode = first.stat().st_ino
-    again = initramfs.build(Kernel())  # type: ignore[arg-type]
+    source.write_text("another")
+    again = initramfs.build(kernel)
     assert (again, again.stat().st_ino) == (first, inode)
+    data = {entry.name: entry.data for entry in read(again.read_bytes())}
+    # What is kept, and behind it the checkout as it is now, once.
+    below = f"pack{tmp_path}"
+    assert data[f"{below}/wanted.py"] == b"1"
+    assert data[f"{below}/source.py"] == b"another"
+    assert again.read_bytes().count(b"source.py\0") == 1
+    older = initramfs.build(Kernel(tmp_path, "6.1.0-40-amd64"))
     wanted.write_text("123")
-    other = initramfs.build(Kernel())  # type: ignore[arg-type]
+    other = initramfs.build(kernel)
     assert other != first
-    assert list(cache.iterdir()) == [other], "the old one is gone"
+    assert set(cache.iterdir()) == {other, older}, "the old one is gone"
+
+
+@pytest.mark.parametrize("size", range(5))
+def test_the_length_is_known_before_it_is_written(tmp_path: Path, size: int) -> None:
+    source = tmp_path / ("n" * (size + 1))
+    source.write_bytes(bytes(size))
+    parts = [*packed([source]), Part("x" * size, 0o120777, b"y" * (5 - size))]
+    file = io.BytesIO()
+    write(file, parts)
+    assert initramfs.length(parts) == len(file.getvalue())

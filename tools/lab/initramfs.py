@@ -68,34 +68,41 @@ class Part:
         return f"{self.name} {self.mode} {self.mtime} {self.size} {own}"
 
 
+END = Part("TRAILER!!!", 0)
+HEADER_BYTES = 110
+"""Before the name of an entry."""
+
+
 def build(kernel: Kernel) -> Path:
-    """Give the archive for a kernel; make it when one of its parts has changed."""
+    """Give the archive for a kernel, with the checkout as it is now at its end.
+
+    What is before that changes seldom, and is written when one of its parts has
+    changed. The kernel unpacks archives that follow each other, and much faster than a
+    program of the guest could.
+    """
     parts = [*_own(kernel), *packed(pack.installed())]
     text = "\n".join([str(FORMAT), *(part.key for part in parts)])
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = cache() / f"initramfs-{kernel.version}-{digest}"
     if not path.exists():
-        for old in cache().glob("initramfs-*"):
+        for old in cache().glob(f"initramfs-{kernel.series}.*"):
             old.unlink(missing_ok=True)
         fresh = path.with_name("initramfs-part")
         with fresh.open("wb") as file:
             write(file, parts)
         fresh.rename(path)
+    with path.open("r+b") as file:
+        file.truncate(file.seek(length(parts)))
+        write(file, checkout())
     return path
 
 
-def write_tree(results: Path) -> None:
-    """Put the checkout's files into the share; the guest unpacks them.
-
-    They change too often to be in an archive that is kept.
-
-    Args:
-        results: The share.
-    """
+def checkout() -> Iterator[Part]:
+    """Make the parts that change too often to be in what is kept."""
     bytecode.compile_tree()
     sources = pack.tree()
-    with (results / "tree.cpio").open("wb") as file:
-        write(file, [*packed(sources), *_bytecode(sources)])
+    yield from packed(sources)
+    yield from _bytecode(sources)
 
 
 def _bytecode(sources: Iterable[Path]) -> Iterator[Part]:
@@ -161,7 +168,15 @@ def write(file: IO[bytes], parts: Iterable[Part]) -> None:
     for number, part in enumerate(parts, start=1):
         data = part.data if part.source is None else part.source.read_bytes()
         file.write(_entry(number, part, data))
-    file.write(_entry(number + 1, Part("TRAILER!!!", 0), b""))
+    file.write(_entry(number + 1, END, b""))
+
+
+def length(parts: Iterable[Part]) -> int:
+    """Compute the length of an archive, in bytes."""
+    sizes = (len(part.data) if part.source is None else part.size for part in parts)
+    names = (len(part.name.encode()) for part in [*parts, END])
+    whole = sum(-(-size // 4) * 4 for size in sizes)
+    return whole + sum(-(-(HEADER_BYTES + name + 1) // 4) * 4 for name in names)
 
 
 def _entry(inode: int, part: Part, data: bytes) -> bytes:

@@ -80,19 +80,21 @@ class Setup:
         return " ".join([*words, *(f"{name}={value}" for name, value in told.items())])
 
 
-def prepare(results: Path, *, is_shell: bool = False) -> Setup:
+def prepare(
+    results: Path, *, is_shell: bool = False, series: str = kernel.USUAL
+) -> Setup:
     """Get what a guest is started with, from the cache where it is there.
 
     Args:
         results: The writable share.
         is_shell: Give a shell in place of a job.
+        series: Of the kernel, one of `kernel.SERIES`.
 
     Raises:
         LabMissing: No kernel can be had.
     """
-    found = kernel.get()
+    found = kernel.get(series)
     archive = initramfs.build(found)
-    initramfs.write_tree(results)
     memory = int(os.environ.get("PYSMC_LAB_MEMORY_MB", MEMORY_MB))
     way = accelerator(found)
     return Setup(way, found, archive, results, memory, is_shell)

@@ -15,8 +15,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give an empty cache, in which no kernel is named by the environment."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("PYSMC_LAB_CACHE", str(folder))
-    monkeypatch.delenv("PYSMC_LAB_KERNEL", raising=False)
-    monkeypatch.delenv("PYSMC_LAB_LOCK", raising=False)
+    for name in ("KERNEL", "KERNEL_6_1", "LOCK"):
+        monkeypatch.delenv(f"PYSMC_LAB_{name}", raising=False)
     folder.mkdir()
     return folder
 

@@ -23,6 +23,10 @@ BOOKWORM = [
     "linux-image-6.12.118+deb12-amd64-dbg",
     "linux-image-6.12.118+deb12-arm64",
     "linux-image-6.1.0-40-amd64",
+    "linux-image-6.1.0-9-amd64",
+    "linux-image-6.1.0-41-amd64-unsigned",
+    "linux-image-6.1.0-42-cloud-amd64",
+    "linux-image-6.1.0-42-rt-amd64",
 ]
 
 
@@ -51,6 +55,11 @@ def test_the_newest_of_the_right_kind_is_chosen(
 ) -> None:
     assert kernel.choose(offered) == chosen
     assert kernel.choose(reversed(offered)) == chosen
+
+
+def test_each_series_has_packages_of_its_own() -> None:
+    assert kernel.choose(BOOKWORM, "6.1") == "linux-image-6.1.0-41-amd64-unsigned"
+    assert kernel.choose(BOOKWORM[:9], "6.1") == "linux-image-6.1.0-40-amd64"
 
 
 def put_kernel(cache: Path, version: str, *, is_complete: bool = True) -> None:
@@ -85,8 +94,12 @@ def test_nothing_is_asked_for_when_a_kernel_is_there(
     put_kernel(cache, "6.12.9+deb12-amd64")
     put_kernel(cache, "6.12.107+deb12-amd64")
     put_kernel(cache, "6.12.117+deb12-amd64", is_complete=False)
+    put_kernel(cache, "6.1.0-9-amd64")
+    put_kernel(cache, "6.1.0-40-amd64")
     monkeypatch.setattr(kernel, "_run", Commands())
     assert kernel.get().version == "6.12.107+deb12-amd64"
+    found = kernel.get("6.1")
+    assert (found.version, found.series) == ("6.1.0-40-amd64", "6.1")
 
 
 def test_the_index_is_fetched_without_privilege_where_it_is_empty(
@@ -121,6 +134,8 @@ def test_other_systems_are_told_how_to_name_a_package(
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(LabMissing, match="PYSMC_LAB_KERNEL may name"):
         kernel.get()
+    with pytest.raises(LabMissing, match="PYSMC_LAB_KERNEL_6_1 may name"):
+        kernel.get("6.1")
 
 
 @pytest.mark.parametrize("text", [None, "no package"])

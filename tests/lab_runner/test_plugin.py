@@ -41,15 +41,32 @@ def test_three(): ...
 SEAMS = """
 import os
 from pathlib import Path
-import lab.machine, lab.needs, lab.plugin
+import lab.errors, lab.machine, lab.needs, lab.plugin
 from lab.kernel import Kernel
 pytest_plugins = ["lab.plugin"]
-def prepare(results):
-    return lab.machine.Setup("tcg", Kernel(Path("k"), "6.12.1"), Path("a"), results)
+def prepare(results, series):
+    if series == os.environ.get("NOT_THERE"):
+        raise lab.errors.LabMissing("no kernel {}", series)
+    kernel = Kernel(Path("k"), f"{series}.1")
+    return lab.machine.Setup("tcg", kernel, Path("a"), results)
 lab.machine.prepare = prepare
 lab.needs.missing = lambda: os.environ.get("MISSING", "")
 lab.bytecode.rewrite = lambda files: None
 lab.plugin.SLACK = float(os.environ.get("SLACK", 20))
+"""
+
+
+OLDER = """
+import pytest
+
+pytestmark = pytest.mark.lab(kernel="6.1")
+
+def test_old():
+    raise AssertionError("must not run on the host")
+
+@pytest.mark.lab(seconds=7)
+def test_older():
+    raise AssertionError("must not run on the host")
 """
 
 
@@ -144,6 +161,51 @@ def test_reports_of_the_guest_are_reported(run, cache: Path) -> None:
 def test_complaints_of_the_kernel_are_told(line: str, told: bool) -> None:
     assert plugin.complaints({"kernel": ["[ 1.0] veth: up", line]}) == [line] * told
     assert plugin.complaints({"error": "no reports"}) == []
+
+
+def test_another_kernel_has_a_guest_of_its_own_after_the_usual_one(
+    run, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "scenarios" / "test_a_first.py").write_text(OLDER)
+    both = play(0) + play(1) + play(2)
+    code, text = run(READY + both + STAY)
+    assert (code, "6 passed" in text) == (0, True), text
+    first, second = sorted(
+        path for path in (cache / "results").iterdir() if not path.is_symlink()
+    )
+    assert "test_a_first" not in (first / "list").read_text()
+    assert (second / "list").read_text().split() == [
+        "test_a_first.py::test_old",
+        "test_a_first.py::test_older",
+    ]
+    assert text.index("Lab: Linux 6.12.1 (tcg)") < text.index("Lab: Linux 6.1.1 (tcg)")
+
+
+def test_a_dead_guest_does_no_harm_to_the_next(run, tmp_path: Path) -> None:
+    (tmp_path / "scenarios" / "test_a_first.py").write_text(OLDER)
+    old = f"if grep -q old $share/list; then\n{READY + play(0) + play(1) + STAY}fi\n"
+    code, text = run(old + "exit 1\n")
+    assert code == 1
+    assert "3 failed, 3 passed" in text
+
+
+def test_a_kernel_that_cannot_be_had_leaves_its_tests_out(run, tmp_path: Path) -> None:
+    (tmp_path / "scenarios" / "test_a_first.py").write_text(OLDER)
+    usual = READY + play(0) + play(1) + play(2) + STAY
+    code, text = run(usual, NOT_THERE="6.1")
+    assert (code, "4 passed, 2 skipped" in text) == (0, True), text
+    assert "no kernel 6.1" in text
+    code, text = run(usual, NOT_THERE="6.1", PYSMC_LAB="require")
+    assert (code, "2 failed, 4 passed" in text) == (1, True), text
+    assert "no kernel 6.1 (PYSMC_LAB=require)" in text
+
+
+def test_a_kernel_that_nobody_knows_is_told(run, tmp_path: Path) -> None:
+    wrong = OLDER.replace("6.1", "5.10")
+    (tmp_path / "scenarios" / "test_a_first.py").write_text(wrong)
+    code, text = run("exit 1\n")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "test_old: no kernel '5.10' in the lab, only 6.12, 6.1" in text
 
 
 def test_only_what_was_chosen_goes_to_the_guest(run, cache: Path) -> None:

@@ -24,17 +24,19 @@ def main(arguments: list[str] | None = None) -> int:
     run = commands.add_parser("run", help="run a command in the guest")
     run.add_argument("--seconds", type=float, default=170, help="limit for the command")
     run.add_argument("words", nargs="+", help="the command, for a shell in the tree")
-    commands.add_parser("shell", help="a shell in the guest")
+    shell = commands.add_parser("shell", help="a shell in the guest")
     fetch = commands.add_parser("kernel", help="fetch the kernel, or tell which it is")
     fetch.add_argument("--newest", action="store_true", help="ask the package index")
+    for one in (run, shell, fetch):
+        one.add_argument("--linux", choices=kernel.SERIES, default=kernel.USUAL)
     given = parser.parse_args(arguments)
     try:
         if given.what == "kernel":
-            return _kernel(is_newest_wanted=given.newest)
+            return _kernel(given.linux, is_newest_wanted=given.newest)
         needs.check()
         if given.what == "shell":
-            return _shell()
-        return _run(" ".join(given.words), given.seconds)
+            return _shell(given.linux)
+        return _run(" ".join(given.words), given.seconds, given.linux)
     except (LabError, TimeoutError) as error:
         print(f"lab: {error}", file=sys.stderr)
         return 3
@@ -42,28 +44,28 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _kernel(*, is_newest_wanted: bool) -> int:
-    found = kernel.get(is_newest_wanted=is_newest_wanted)
+def _kernel(series: str, *, is_newest_wanted: bool) -> int:
+    found = kernel.get(series, is_newest_wanted=is_newest_wanted)
     print(f"{found.version}  {found.folder}")
     return 0
 
 
-def _shell() -> int:
+def _shell(series: str) -> int:
     with machine.only_one():
         results = new_results()
-        setup = machine.prepare(results, is_shell=True)
+        setup = machine.prepare(results, is_shell=True, series=series)
         print(f"Results: {results}", file=sys.stderr)
         with machine.Machine(setup, 24 * 3600) as guest:
             guest.join()
     return 0
 
 
-def _run(command: str, seconds: float) -> int:
+def _run(command: str, seconds: float, series: str) -> int:
     job = f'cd "{ROOT}"\nexport PATH="{sys.prefix}/bin:$PATH"\n{command}\n'
     with machine.only_one():
         results = new_results()
         (results / "job").write_text(job, encoding="utf-8")
-        setup = machine.prepare(results)
+        setup = machine.prepare(results, series=series)
         with machine.Machine(setup, seconds + machine.BOOT_WAIT) as guest:
             guest.wait("ready", machine.BOOT_WAIT)
             code = _follow(guest, results, seconds)

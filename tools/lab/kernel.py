@@ -1,8 +1,9 @@
 """The guest's kernel: the distribution's own package, unpacked into the cache.
 
 Soft-RoCE that carries data needs Linux 6.12 (with 6.1 connections hang); Debian has it
-as its own kernel (13) or among the security updates (12). Only the image and the
-modules that a guest without hardware can use are kept, and nothing is installed.
+as its own kernel (13) or among the security updates (12). Linux 6.1, the kernel of
+Debian 12, is there as a peer that has to be declined. Only the image and the modules
+that a guest without hardware can use are kept, and nothing is installed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,48 @@ from lab.places import cache
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PACKAGE = re.compile(
-    r"linux-image-6\.12\.(?P<patch>\d+)\+deb(?P<release>1[23])-amd64(?P<rest>-unsigned)?"
-)
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Kernels that do the same for the lab."""
+
+    name: str
+    """As `uname -r` begins."""
+    package: re.Pattern[str]
+    """What the distribution's packages are called."""
+    variable: str
+    """Environment: names a package to take in place of a download."""
+    where: str
+    """Which releases of the distribution have it."""
+
+
+SERIES = {
+    one.name: one
+    for one in (
+        Series(
+            "6.12",
+            re.compile(
+                r"linux-image-6\.12\.(?P<patch>\d+)\+deb(?P<release>1[23])-amd64"
+                r"(?P<rest>-unsigned)?"
+            ),
+            "PYSMC_LAB_KERNEL",
+            "Debian 12 or 13",
+        ),
+        Series(
+            "6.1",
+            re.compile(
+                r"linux-image-6\.1\.(?P<release>0)-(?P<patch>\d+)-amd64"
+                r"(?P<rest>-unsigned)?"
+            ),
+            "PYSMC_LAB_KERNEL_6_1",
+            "Debian 12",
+        ),
+    )
+}
+USUAL = "6.12"
+"""The series of a scenario that does not name one."""
 KEPT = (
-    "arch", "crypto", "lib", "net", "fs/9p", "fs/netfs", "fs/overlayfs",
+    "arch", "crypto", "lib", "net", "fs/9p", "fs/fscache", "fs/netfs", "fs/overlayfs",
     "drivers/infiniband", "drivers/virtio", "drivers/char/hw_random",
     "drivers/net/bonding", "drivers/net/*.ko*",
 )  # fmt: skip
@@ -44,6 +82,11 @@ class Kernel:
     folder: Path
     version: str
     """As `uname -r` says it."""
+
+    @property
+    def series(self) -> str:
+        """The key of `SERIES`."""
+        return ".".join(self.version.split(".")[:2])
 
     @property
     def image(self) -> Path:
@@ -75,13 +118,15 @@ class Kernel:
         return list(found)
 
 
-def choose(names: Iterable[str]) -> str | None:
+def choose(names: Iterable[str], series: str = USUAL) -> str | None:
     """Choose a package by its name: the newest, signed rather than unsigned.
 
     Args:
         names: Packages that the distribution offers, in any order.
+        series: One of `SERIES`.
     """
-    found = [match for match in map(PACKAGE.fullmatch, names) if match]
+    package = SERIES[series].package
+    found = [match for match in map(package.fullmatch, names) if match]
 
     def rank(match: re.Match[str]) -> tuple[int, int, bool]:
         return int(match["patch"]), int(match["release"]), match["rest"] is None
@@ -89,44 +134,45 @@ def choose(names: Iterable[str]) -> str | None:
     return max(found, key=rank).group() if found else None
 
 
-def cached() -> Kernel | None:
-    """Find the newest kernel that lies in the cache."""
+def cached(series: str = USUAL) -> Kernel | None:
+    """Find the newest kernel of a series that lies in the cache."""
     folder = cache() / "kernels"
-    found = [path for path in folder.glob("*") if (path / "complete").exists()]
+    found = [path.parent for path in folder.glob(f"{series}.*/complete")]
     if not found:
         return None
     newest = max(found, key=lambda path: _numbers(path.name))
     return Kernel(newest, newest.name)
 
 
-def get(*, is_newest_wanted: bool = False) -> Kernel:
+def get(series: str = USUAL, *, is_newest_wanted: bool = False) -> Kernel:
     """Find a kernel in the cache, or fetch one into it.
 
     Args:
+        series: One of `SERIES`.
         is_newest_wanted: Ask the package index even when there is one.
 
     Raises:
         LabMissing: None can be had.
     """
-    named = os.environ.get("PYSMC_LAB_KERNEL")
+    named = os.environ.get(SERIES[series].variable)
     if named:
         return unpack(Path(named))
-    found = None if is_newest_wanted else cached()
-    return found or _download()
+    found = None if is_newest_wanted else cached(series)
+    return found or _download(SERIES[series])
 
 
-def _download() -> Kernel:
+def _download(series: Series) -> Kernel:
     if shutil.which("apt-get") is None:
-        text = "no apt-get: PYSMC_LAB_KERNEL may name a Debian package (6.12, amd64)"
-        raise LabMissing(text)
+        text = "no apt-get: {} may name a Debian package ({}, amd64)"
+        raise LabMissing(text, series.variable, series.name)
     options: list[str] = []
-    name = choose(_offered(options))
+    name = _newest(series, options)
     if name is None:
         options = _own_lists()
-        name = choose(_offered(options))
+        name = _newest(series, options)
     if name is None:
-        text = "the package index has no linux-image-6.12.*-amd64 of Debian 12 or 13; "
-        raise LabMissing(text + "PYSMC_LAB_KERNEL may name such a package")
+        text = "the package index has no linux-image-{}.*-amd64 of {}; {} may name one"
+        raise LabMissing(text, series.name, series.where, series.variable)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         # As root, apt would hand this to a user of its own, who may not write here.
         command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root"]
@@ -138,9 +184,10 @@ def _download() -> Kernel:
         return unpack(packages[0])
 
 
-def _offered(options: list[str]) -> list[str]:
-    command = ["apt-cache", *options, "pkgnames", "linux-image-6.12."]
-    return _run(command).stdout.split()
+def _newest(series: Series, options: list[str]) -> str | None:
+    prefix = f"linux-image-{series.name}."
+    offered = _run(["apt-cache", *options, "pkgnames", prefix]).stdout.split()
+    return choose(offered, series.name)
 
 
 def _own_lists() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 RUNS_KEPT = 12
 """Results of so many runs stay; older ones are removed with a new one."""
+_NUMBERS = itertools.count(1)
 
 
 def cache() -> Path:
@@ -33,7 +35,9 @@ def new_results() -> Path:
     old = sorted(path for path in runs.iterdir() if not path.is_symlink())
     for path in old[: -RUNS_KEPT + 1]:
         shutil.rmtree(path, ignore_errors=True)
-    result = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    # One process may start several in a second.
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{next(_NUMBERS)}"
+    result = runs / name
     result.mkdir()
     latest = runs / "latest"
     latest.unlink(missing_ok=True)

@@ -2,8 +2,9 @@
 
 A test that is marked ``lab`` (or ``lab_long``) does not run on the host. All that were
 chosen go to one guest, which is started when the first one's turn comes; their reports
-come back one by one and look like any other test's. Where the lab cannot run they are
-skipped, and say why; with PYSMC_LAB=require that is an error.
+come back one by one and look like any other test's. Those for another kernel come last,
+and have a guest of their own. Where the lab cannot run they are skipped, and say why;
+with PYSMC_LAB=require that is an error.
 
 Within the guest (PYSMC_LAB_GUEST is set) the same tests simply run.
 """
@@ -20,16 +21,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import bytecode, machine, needs
-from lab.errors import GuestDied, LabError
+from lab import bytecode, kernel, machine, needs
+from lab.errors import GuestDied, LabError, LabMissing
 from lab.places import ROOT, new_results
-from lab.runner import keywords_of, limit_of
+from lab.runner import kernel_of, keywords_of, limit_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MARKERS = {
-    "lab": "runs in the guest with soft-RoCE (make lab); seconds=N is its limit there",
+    "lab": "runs in the guest with soft-RoCE (make lab); seconds=N is its limit there, "
+    "kernel=SERIES another Linux than the usual one",
     "lab_long": "the same, and takes minutes (make lab-long)",
 }
 COLLECT_WAIT = 240.0
@@ -60,11 +62,8 @@ class Lab:
 
     def __init__(self) -> None:
         self._why_not: str | None = None
-        self._numbers: dict[str, int] = {}
-        self._guest: machine.Machine | None = None
-        self._open = contextlib.ExitStack()
-        self._results: Path | None = None
-        self._dead = ""
+        self._guest: Guest | None = None
+        self._done: set[str] = set()
         self._words: list[str] = []
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -74,6 +73,7 @@ class Lab:
                 item.add_marker("slow")
                 # The limit is in the guest, and how long one waits for that is here.
                 item.add_marker(pytest.mark.timeout(0), append=False)
+        items.sort(key=order_of)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
@@ -87,35 +87,37 @@ class Lab:
         for report in self._reports(item):
             hook.pytest_runtest_logreport(report=report)
         hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        self._done.add(item.nodeid)
         # Nothing of this test was set up; what it shares with the one before ends here.
         item.session._setupstate.teardown_exact(nextitem)  # noqa: SLF001
         return True
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Say where the results are."""
+        self._end_the_guest()
         for line in self._words:
             terminalreporter.write_line(line)
 
     def pytest_unconfigure(self) -> None:
         """End the guest."""
-        self._open.close()
+        self._end_the_guest()
+
+    def _end_the_guest(self) -> None:
+        if self._guest is not None:
+            self._guest.end()
+            self._words += self._guest.words
+            self._guest = None
 
     def _reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         why = self._reason_not_to_run(item.config)
-        if why and needs.is_required():
+        if not why:
+            try:
+                return self._guest_for(item).reports(item)
+            except LabMissing as error:
+                why = str(error)
+        if needs.is_required():
             return [failed(item, f"{why} ({needs.WANTED}=require)")]
-        if why:
-            return [skipped(item, why)]
-        try:
-            if self._dead:
-                raise GuestDied(self._dead)
-            if self._guest is None:
-                self._start(item.session)
-            return self._wait(item)
-        except LabError as error:
-            self._dead = self._dead or f"an earlier scenario ended the guest: {error}"
-            self._open.close()
-            return [failed(item, f"{error}\nresults: {self._results}")]
+        return [skipped(item, why)]
 
     def _reason_not_to_run(self, config: pytest.Config) -> str:
         if self._why_not is None:
@@ -126,38 +128,110 @@ class Lab:
                 self._why_not = "the lab has one guest for one process: make lab"
         return self._why_not
 
-    def _start(self, session: pytest.Session) -> None:
-        chosen = [item for item in session.items if is_for_the_lab(item)]
-        self._numbers = {item.nodeid: number for number, item in enumerate(chosen)}
+    def _guest_for(self, item: pytest.Item) -> Guest:
+        """Give the guest of a test; another one is ended first."""
+        if self._guest is None or item.nodeid not in self._guest.numbers:
+            self._end_the_guest()
+            series = kernel_of(item)
+            self._guest = Guest(
+                series,
+                [
+                    one
+                    for one in item.session.items
+                    if is_for_the_lab(one)
+                    and kernel_of(one) == series
+                    and one.nodeid not in self._done
+                ],
+            )
+        return self._guest
+
+
+class Guest:
+    """One guest, from its start, at the first question, to its end.
+
+    Args:
+        series: Of its kernel.
+        items: The tests that it is to run, in this order.
+    """
+
+    def __init__(self, series: str, items: list[pytest.Item]) -> None:
+        self._series = series
+        self._items = items
+        self.numbers = {item.nodeid: number for number, item in enumerate(items)}
+        self.words: list[str] = []
+        """What is to be said at the end."""
+        self._machine: machine.Machine | None = None
+        self._missing: LabMissing | None = None
+        self._open = contextlib.ExitStack()
+        self._results: Path | None = None
+        self._dead = ""
+
+    def end(self) -> None:
+        """End it."""
+        self._open.close()
+
+    def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
+        """Wait for what it says about a test.
+
+        Raises:
+            LabMissing: It cannot be had here.
+        """
+        try:
+            if self._missing is not None:
+                raise self._missing
+            if self._dead:
+                raise GuestDied(self._dead)
+            if self._machine is None:
+                self._machine = self._start()
+            return self._wait(self._machine, item)
+        except LabMissing as error:
+            self._missing = error
+            self._open.close()
+            raise
+        except LabError as error:
+            self._dead = self._dead or f"an earlier scenario ended the guest: {error}"
+            self._open.close()
+            return [failed(item, f"{error}\nresults: {self._results}")]
+
+    def _start(self) -> machine.Machine:
         self._open.enter_context(machine.only_one())
         self._results = results = new_results()
-        names = "".join(f"{item.nodeid}\n" for item in chosen)
+        names = "".join(f"{name}\n" for name in self.numbers)
         (results / "list").write_text(names, encoding="utf-8")
-        files = sorted({item.nodeid.partition("::")[0] for item in chosen})
+        files = sorted({name.partition("::")[0] for name in self.numbers})
         (results / "job").write_text(job(files), encoding="utf-8")
         begin = time.monotonic()
         bytecode.rewrite(files)
-        setup = machine.prepare(results)
-        whole = sum(limit_of(item) + SLACK for item in chosen)
+        setup = machine.prepare(results, series=self._series)
+        whole = sum(limit_of(item) + SLACK for item in self._items)
         limit = machine.BOOT_WAIT + COLLECT_WAIT + whole
-        self._guest = self._open.enter_context(machine.Machine(setup, limit))
-        self._guest.wait("ready", machine.BOOT_WAIT)
+        guest = self._open.enter_context(machine.Machine(setup, limit))
+        guest.wait("ready", machine.BOOT_WAIT)
         booted = time.monotonic() - begin
-        self._guest.wait("collected", COLLECT_WAIT)
+        guest.wait("collected", COLLECT_WAIT)
         took = time.monotonic() - begin
         where = f"Linux {setup.kernel.version} ({setup.accelerator})"
         when = f"up after {booted:.0f} s, collected after {took:.0f} s"
-        self._words = [f"Lab: {where}, {when}; results in {results}"]
+        self.words.append(f"Lab: {where}, {when}; results in {results}")
+        return guest
 
-    def _wait(self, item: pytest.Item) -> list[pytest.TestReport]:
-        assert self._guest is not None
-        name = f"{self._numbers[item.nodeid]}.json"
-        path = self._guest.wait(name, limit_of(item) + SLACK)
+    def _wait(
+        self, guest: machine.Machine, item: pytest.Item
+    ) -> list[pytest.TestReport]:
+        name = f"{self.numbers[item.nodeid]}.json"
+        path = guest.wait(name, limit_of(item) + SLACK)
         lines = complaints(json.loads(path.read_text(encoding="utf-8")))
         if lines:
-            self._words.append(f"Lab: the kernel complained in {item.nodeid}:")
-            self._words += [f"    {line}" for line in lines]
+            self.words.append(f"Lab: the kernel complained in {item.nodeid}:")
+            self.words += [f"    {line}" for line in lines]
         return read_reports(item, path)
+
+
+def order_of(item: pytest.Item) -> int:
+    """Give a test's place: those for another kernel after the others."""
+    if not is_for_the_lab(item):
+        return 0
+    return list(kernel.SERIES).index(kernel_of(item))
 
 
 def complaints(data: dict[str, Any]) -> list[str]:

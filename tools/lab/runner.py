@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 from _pytest.runner import runtestprotocol
 
+from lab import kernel
 from lab.places import HERE
 
 if TYPE_CHECKING:
@@ -42,11 +43,30 @@ KERNEL_LINES = 25
 
 def limit_of(item: pytest.Item) -> float:
     """Give the seconds that a scenario may take in the guest."""
-    for name in ("lab_long", "lab"):
-        marker = item.get_closest_marker(name)
-        if marker is not None and "seconds" in marker.kwargs:
-            return float(marker.kwargs["seconds"])
-    return DEFAULT_SECONDS
+    return float(_said(item, "seconds", DEFAULT_SECONDS))
+
+
+def kernel_of(item: pytest.Item) -> str:
+    """Give the series of kernels that a scenario is for.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    found = str(_said(item, "kernel", kernel.USUAL))
+    if found not in kernel.SERIES:
+        known = ", ".join(kernel.SERIES)
+        message = f"{item.nodeid}: no kernel {found!r} in the lab, only {known}"
+        raise pytest.UsageError(message)
+    return found
+
+
+def _said(item: pytest.Item, name: str, default: object) -> Any:
+    """Give what the marker of a scenario says; the nearest one that says it."""
+    for marker in ("lab_long", "lab"):
+        for one in item.iter_markers(marker):
+            if name in one.kwargs:
+                return one.kwargs[name]
+    return default
 
 
 def keywords_of(item: pytest.Item) -> dict[str, Literal[1]]:

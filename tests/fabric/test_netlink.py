@@ -126,8 +126,8 @@ def message(kind: int, sequence: int, body: bytes) -> bytes:
 
 def answered(*answers: bytes) -> Netlink:
     asked = Netlink()
-    asked._socket.close()
-    asked._socket = Answers(*answers)  # type: ignore[assignment]
+    asked._questions._socket.close()
+    asked._questions._socket = Answers(*answers)  # type: ignore[assignment]
     return asked
 
 
@@ -173,7 +173,7 @@ def test_without_netlink_there_is_no_descriptor_left(monkeypatch) -> None:
             made.append(self)
             raise OSError(errno.EPERM, "forbidden")
 
-    monkeypatch.setattr("pysmc.fabric.netlink.socket.socket", Forbidden)
+    monkeypatch.setattr("pysmc.fabric.netlink_messages.socket.socket", Forbidden)
     with pytest.raises(OSError, match="forbidden"):
         Netlink()
     assert made[0].fileno() == -1

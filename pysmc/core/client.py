@@ -281,6 +281,15 @@ class ClientNegotiator(Negotiator):
         """Seconds after the Confirm at which we decline: no server does so later."""
         return self._config.confirm_link_client_wait + self._config.decline_wait
 
+    @property
+    def late_after(self) -> float:
+        """Seconds after the Confirm at which a kernel's server may have given up.
+
+        It declines one `decline_wait` later. That has to come before the application
+        does, though our answer may have been in time.
+        """
+        return self._config.confirm_link_server_wait
+
     def link_failed(self, handshake: Handshake, why: Reason) -> None:
         """There will be no link; in the first seconds we decline at once."""
         super().link_failed(handshake, why)

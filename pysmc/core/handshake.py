@@ -13,8 +13,9 @@ other's as application data. No wait is long enough for that, because TCP may ho
 what was sent in time. So after the Accept only the client declines. The server waits
 for the client's answer to CONFIRM LINK or its Decline, and fails when neither comes.
 
-Linux declines as a server too, 2 s after the Confirm. A client therefore declines in
-the first 2 s or after 5 s, and takes the server's Decline at any time.
+Linux declines as a server too, 3 s after the Confirm if no answer to CONFIRM LINK came
+within 2 s. A client therefore declines in the first 2 s or after 5 s, and takes the
+server's Decline at any time; when its own answer left late it waits for that.
 
 Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af_smc.c.
 """
@@ -59,7 +60,7 @@ class HandshakeState(Enum):
     PREPARING = "preparing queue pair and memory"
     AWAIT_CONFIRM = "awaiting the Confirm"  # server
     AWAIT_LINK = "awaiting CONFIRM LINK"
-    AWAIT_ADD_LINK = "awaiting ADD LINK"  # version 2.0
+    AWAIT_ADD_LINK = "awaiting ADD LINK"  # version 2.0, or a Decline after a late link
     AWAIT_DECLINE = "awaiting a late Decline"
     HANDOVER = "looking at TCP for the last time"
     ESTABLISHED = "established"
@@ -78,7 +79,7 @@ class HandshakeInput(Enum):
     READY = "queue pair and memory ready"
     READY_REUSE = "memory ready on a reused link"
     LINK_CONFIRMED = "link confirmed"
-    LINK_CONFIRMED_V20 = "link confirmed, version 2.0"
+    LINK_CONFIRMED_V20 = "link confirmed, version 2.0"  # or late
     ADD_LINK_DONE = "ADD LINK over"
     LINK_FAILED = "link lost, or no CONFIRM LINK in time"
     QUIET = "nothing on TCP"

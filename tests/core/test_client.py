@@ -11,7 +11,7 @@ from pysmc.core.actions import RegisterMemory
 from pysmc.core.endpoint import FabricOffer
 from pysmc.core.events import Established, Failed, FellBack
 from pysmc.core.handshake import Handshake, HandshakeState
-from pysmc.errors import HandshakeTimeout, RemoteProtocolError
+from pysmc.errors import ConnectionReset, HandshakeTimeout, RemoteProtocolError
 from pysmc.reasons import reason
 from pysmc.testing.pair import SMALL, CorePair, make_offer
 from smcproto import clc, clc_smcd, clc_v2, llc
@@ -485,3 +485,66 @@ def test_memory_that_is_withdrawn_before_the_confirm_is_not_written_to() -> None
     assert verdict.reason.name == "OUT_OF_SYNC"
     assert not pair.faults
     assert fellow.is_open
+
+
+def confirmed_late(release: int = 1) -> tuple[CorePair, Handshake, Handshake]:
+    """Let CONFIRM LINK reach a client that could not look for 2.5 seconds."""
+    pair = CorePair(replace(SMALL, release=release))
+    pair.hold("send", pair.client)
+    client, server = pair.connect()
+    pair.advance(2.5)
+    pair.release("send")
+    pair.drive()
+    return pair, client, server
+
+
+LATE_DECLINE = clc.Decline(
+    version=2, out_of_sync=False, peer_id=bytes(8), diagnosis=0x02010000
+).build()
+
+
+@pytest.mark.parametrize("is_link_lost_first", [False, True])
+def test_a_late_answer_to_confirm_link_may_meet_a_decline(
+    is_link_lost_first: bool,
+) -> None:
+    """A kernel's server gives up after two seconds, and declines one second later."""
+    pair, client, server = confirmed_late()
+    if is_link_lost_first:
+        assert client.link is not None
+        pair.client.endpoint.link_down(client.link, "peer gone", "over", pair.now)
+    pair.advance(0.5)
+    pair.send_tcp(server, LATE_DECLINE + b"hello")
+    pair.drive()
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, FellBack)
+    assert verdict.reason.peer_code == 0x02010000
+    tcp = pair.tcp(client)
+    assert tcp.arrived + tcp.transit == b"hello"
+    assert not pair.client.endpoint.groups
+
+
+def test_a_late_answer_may_have_been_in_time() -> None:
+    pair, client, server = confirmed_late()
+    assert isinstance(pair.verdict(server), Established)
+    pair.advance(1.9)
+    assert pair.verdict(client) is None
+    pair.advance(0.2)
+    assert isinstance(pair.verdict(client), Established)
+
+
+def test_add_link_says_that_a_late_answer_was_in_time() -> None:
+    pair, client, _ = confirmed_late(release=0)
+    assert isinstance(pair.verdict(client), Established)
+
+
+def test_a_late_link_that_is_lost_without_a_decline_is_a_reset() -> None:
+    pair, client, _ = confirmed_late()
+    assert client.link is not None
+    pair.client.endpoint.link_down(client.link, "timed out", "cable", pair.now)
+    pair.advance(1.9)
+    assert pair.verdict(client) is None
+    pair.advance(0.2)
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, Failed)
+    assert isinstance(verdict.error, ConnectionReset)
+    assert "cable" in str(verdict.error)

@@ -174,8 +174,8 @@ class Play:
     def _look_at_kernel(self, role: str, ports: list[int]) -> None:
         """The kernel's own view of its end of each connection."""
         assert self._kernel is not None
-        side = "local" if role == "client" else "peer"
-        views = {getattr(one, side)[1]: one for one in self._kernel.sockets()}
+        side = "port" if role == "client" else "peer_port"
+        views = {getattr(one, side): one for one in self._kernel.sockets()}
         if getattr(self.cell, role) == "no_option":
             assert not set(ports) & set(views)
             return

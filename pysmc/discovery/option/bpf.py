@@ -13,8 +13,8 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Callable
-from enum import IntEnum
+from collections.abc import Callable, Mapping
+from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pysmc.discovery.option.machine import this_machine
@@ -27,6 +27,8 @@ __all__ = [
     "Bpf",
     "BpfError",
     "Call",
+    "Capability",
+    "Command",
     "MapType",
     "ProgramInfo",
     "ProgramType",
@@ -90,18 +92,41 @@ ALLOW_MULTI: Final = 1 << 1
 EFFECTIVE: Final = 1 << 0
 
 
+class Capability(IntFlag):
+    """Rights that a step may need, as in CapEff of /proc/self/status."""
+
+    NET_ADMIN = 1 << 12
+    SYS_ADMIN = 1 << 21
+    BPF = 1 << 39
+
+
+BOTH: Final = Capability.BPF | Capability.NET_ADMIN
+NEEDS: Final[Mapping[Command, Capability]] = {
+    Command.PROG_QUERY: Capability.NET_ADMIN,
+    Command.PROG_GET_FD_BY_ID: Capability.SYS_ADMIN,
+}
+"""What a command needs if it is not `BOTH`."""
+
+
 class BpfError(OSError):
     """A step of bpf(2) failed.
 
     Attributes:
         step: What was tried, in words.
+        command: The command that failed.
         log: The end of the verifier's log; empty when the kernel wrote none.
     """
 
-    def __init__(self, number: int, step: str, log: str = "") -> None:
+    def __init__(self, number: int, step: str, command: Command) -> None:
         super().__init__(number, os.strerror(number))
         self.step = step
-        self.log = log
+        self.command = command
+        self.log = ""
+
+    @property
+    def needs(self) -> Capability:
+        """The capabilities without which the command is forbidden."""
+        return NEEDS.get(self.command, BOTH)
 
     @property
     def symbol(self) -> str:
@@ -170,7 +195,7 @@ class Bpf:
         try:
             return self._call(command, attributes)
         except OSError as error:
-            raise BpfError(error.errno or 0, step) from error
+            raise BpfError(error.errno or 0, step, command) from error
 
     def load_btf(self, data: bytes) -> int:
         """Load a description of types."""
@@ -225,9 +250,9 @@ class Bpf:
             log = _Pointed(bytes(LOG_BYTES))
             try:
                 return self._ask(step, Command.PROG_LOAD, attributes(log))
-            except BpfError as again:
-                lines = log.text().splitlines()[-LOG_LINES:]
-                raise BpfError(again.errno or 0, step, "\n".join(lines)) from error
+            except BpfError:
+                error.log = "\n".join(log.text().splitlines()[-LOG_LINES:])
+                raise error from None
 
     def attach(self, cgroup: int, program: int, attach_type: AttachType) -> None:
         """Attach a program to a cgroup, beside others that are there."""
@@ -259,16 +284,16 @@ class Bpf:
                 ids.address, room // 4, 0, 0,
             )
         )  # fmt: skip
-        self._ask(f"list programs ({attach_type.name})", Command.PROG_QUERY, attributes)
+        step = f"list the programs of the cgroup ({attach_type.name})"
+        self._ask(step, Command.PROG_QUERY, attributes)
         (count,) = struct.unpack_from("=I", attributes, 24)
         return struct.unpack_from(f"={count}I", ids.bytes())
 
     def program_by_id(self, number: int) -> int:
         """Open a program that somebody loaded; needs CAP_SYS_ADMIN."""
         attributes = bytearray(struct.pack("=III", number, 0, 0))
-        return self._ask(
-            f"open program {number}", Command.PROG_GET_FD_BY_ID, attributes
-        )
+        step = f"open program {number}"
+        return self._ask(step, Command.PROG_GET_FD_BY_ID, attributes)
 
     def program_info(self, program: int) -> ProgramInfo:
         """Read id, tag and name of an open program."""
@@ -281,6 +306,12 @@ class Bpf:
         kind, number, tag = struct.unpack_from("=II8s", data)
         name = data[64:80].split(b"\0")[0].decode("ascii", "replace")
         return ProgramInfo(kind, number, tag.hex(), name)
+
+    def open_pin(self, path: str) -> int:
+        """Open what is pinned in a BPF file system."""
+        pointed = _Pointed(os.fsencode(path) + b"\0")
+        attributes = bytearray(struct.pack("=QII", pointed.address, 0, 0))
+        return self._ask(f"open {path}", Command.OBJ_GET, attributes)
 
     def pin(self, path: str, program: int) -> None:
         """Give a program a name in a BPF file system."""

@@ -1,12 +1,12 @@
 """Putting the programs into a cgroup, looking for them, taking them away.
 
-Decides what has to be loaded, in which order it is attached, and what a failure means.
-The cgroup holds the programs: they outlive this process and go with the cgroup, or at
-a reboot. Needs CAP_BPF and CAP_NET_ADMIN, and nothing else, to attach; the kernel shows
-the names of programs only to CAP_SYS_ADMIN, so `attach` also leaves a note, an extended
-attribute, at the cgroup.
+Decides in which order they are attached, what counts as being there, and leaves nothing
+half done. The cgroup holds the programs: they outlive this process and go with the
+cgroup, or at a reboot. CAP_BPF and CAP_NET_ADMIN are enough to attach. The names of
+programs, by which ours are known, are shown only to CAP_SYS_ADMIN; for everybody
+else `attach` leaves a note at the cgroup, an extended attribute.
 
-Source: bpf(2), capabilities(7); kernel counterpart: kernel/bpf/cgroup.c.
+Source: bpf(2), capabilities(7), xattr(7); kernel counterpart: kernel/bpf/cgroup.c.
 """
 
 from __future__ import annotations
@@ -15,45 +15,55 @@ import contextlib
 import errno
 import os
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from pysmc.discovery.option import programs
-from pysmc.discovery.option.bpf import AttachType, Bpf, ProgramType, btf_of_u32
+from pysmc.discovery.option.bpf import AttachType, Bpf, BpfError, Command
 from pysmc.discovery.option.cgroup import mount_point
+from pysmc.discovery.option.loading import PARTS, load, part_of
 from pysmc.discovery.option.machine import this_machine
-from pysmc.discovery.option.sockets import ABI_VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
 
+    from pysmc.discovery.option.loading import Loaded, Part
     from pysmc.discovery.option.machine import Machine
 
-__all__ = ["Attached", "attach", "detach"]
+__all__ = [
+    "Attached", "Foreign", "Found", "attach", "detach", "find", "find_all",
+]  # fmt: skip
 
-PREFIX: Final = "pysmc"
-"""All our programs' names begin with it; the ABI version follows."""
-LISTENERS_MOST: Final = 16_384
-"""Listeners that asked, in all network namespaces; one more costs the oldest."""
 NOTE: Final = "user.pysmc.option"
-"""Extended attribute of a cgroup: ids and tags of what was attached."""
+"""Extended attribute of a cgroup: part, id and tag of each program, a line each."""
 
 
-class _Part(NamedTuple):
-    """One of the three programs and its place."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A program of ours at a cgroup."""
 
+    cgroup: Path
+    part: Part
+    id: int
+    """The kernel's number of it, unique until a reboot."""
+    abi: int
+    """The version of its name."""
+    tag: str
+    """16 digits: the kernel's hash of the instructions."""
+    descriptor: int | None = None
+    """It is open, while what found it says so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A sock_ops program of somebody else, which runs for the same sockets."""
+
+    id: int
     name: str
-    kind: ProgramType
-    place: AttachType
+    """Empty where it cannot be seen."""
 
-
-PARTS: Final = (
-    # The one that takes the opt-in comes last and goes first: whoever can ask is heard.
-    _Part("sock_ops", ProgramType.SOCK_OPS, AttachType.CGROUP_SOCK_OPS),
-    _Part("getopt", ProgramType.CGROUP_SOCKOPT, AttachType.CGROUP_GETSOCKOPT),
-    _Part("setopt", ProgramType.CGROUP_SOCKOPT, AttachType.CGROUP_SETSOCKOPT),
-)
+    def __str__(self) -> str:
+        return f"{self.name or 'program'} (id {self.id})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +72,11 @@ class Attached:
 
     cgroup: Path
     is_new: bool
-    """False when the same programs were there already."""
-    foreign: tuple[int, ...]
-    """Ids of sock_ops programs of others that run for this cgroup too."""
-
-
-@dataclass(slots=True)
-class _Loaded:
-    """Open programs, by the name of their part."""
-
-    programs: dict[str, int] = field(default_factory=dict)
+    """False when the very same programs were there already."""
+    replaced: int
+    """Programs of an older or incomplete set-up that were taken away for it."""
+    foreign: tuple[Foreign, ...]
+    """What else runs for the sockets of this cgroup."""
 
 
 def attach(
@@ -88,7 +93,7 @@ def attach(
         machine: What it runs on.
 
     Raises:
-        BpfError: A step failed; nothing is left attached.
+        BpfError: A step failed; what was there before is there still.
         NoCgroupError: There is no cgroup2.
         OSError: The directory cannot be opened.
     """
@@ -96,34 +101,79 @@ def attach(
     where = cgroup or mount_point()
     with ExitStack() as stack:
         place = _open_directory(stack, where)
-        loaded = _load(stack, bpf, machine or this_machine())
-        tags = {name: bpf.program_info(fd).tag for name, fd in loaded.items()}
-        old = list(_ours(bpf, place, stack))
-        is_new = {(part.name, tag) for part, _, _, tag in old} != set(tags.items())
+        loaded = load(stack, bpf, machine or this_machine())
+        old = list(_ours(bpf, where, place, stack))
+        wanted = sorted((one.part.name, one.tag) for one in loaded)
+        is_new = sorted((one.part.name, one.tag) for one in old) != wanted
         if is_new:
+            for one in old:
+                _must_be_open(one)
             _attach_all(bpf, place, loaded)
-            for part, _, program, _ in old:
-                bpf.detach(place, program, part.place)
-        known = {number for _, number, _, _ in _ours(bpf, place, stack)}
-        there = bpf.query(place, AttachType.CGROUP_SOCK_OPS, effective=True)
-        return Attached(where, is_new, tuple(n for n in there if n not in known))
+            for one in reversed(old):
+                _detach(bpf, place, one)
+            _leave_note(bpf, where, loaded)
+        foreign = tuple(_foreign(bpf, where, place, stack))
+        return Attached(where, is_new, len(old) if is_new else 0, foreign)
 
 
 def detach(cgroup: Path | None = None, *, bpf: Bpf | None = None) -> int:
-    """Take all programs of ours away from a cgroup; gives their number.
+    """Take all programs of ours away from a cgroup.
+
+    Sockets that are open cannot be asked any more, as if there had been no programs.
+
+    Returns:
+        How many there were.
 
     Raises:
-        BpfError: A step failed; the rest was tried nevertheless.
+        BpfError: A step failed.
         NoCgroupError: There is no cgroup2.
         OSError: The directory cannot be opened.
     """
     bpf = bpf or Bpf()
+    where = cgroup or mount_point()
     with ExitStack() as stack:
-        place = _open_directory(stack, cgroup or mount_point())
-        found = list(_ours(bpf, place, stack))
-        for part, _, program, _ in reversed(found):
-            bpf.detach(place, program, part.place)
+        place = _open_directory(stack, where)
+        found = list(_ours(bpf, where, place, stack))
+        for one in reversed(found):
+            _detach(bpf, place, one)
+        with contextlib.suppress(OSError):
+            os.removexattr(where, NOTE)
         return len(found)
+
+
+def find(cgroup: Path, *, bpf: Bpf | None = None) -> tuple[Found, ...]:
+    """List our programs at a cgroup, without those of its parents.
+
+    Raises:
+        BpfError: It cannot be asked; that needs CAP_NET_ADMIN.
+        OSError: The directory cannot be opened.
+    """
+    bpf = bpf or Bpf()
+    with ExitStack() as stack:
+        place = _open_directory(stack, cgroup)
+        return tuple(_ours(bpf, cgroup, place, stack))
+
+
+def find_all(*, bpf: Bpf | None = None, top: Path | None = None) -> tuple[Found, ...]:
+    """List our programs at all cgroups that can be seen.
+
+    Args:
+        bpf: The kernel.
+        top: Where to begin; the root of all cgroups by default.
+
+    Raises:
+        BpfError: They cannot be asked; that needs CAP_NET_ADMIN.
+        NoCgroupError: There is no cgroup2.
+    """
+    bpf = bpf or Bpf()
+    found: list[Found] = []
+    for folder, folders, _ in os.walk(top or mount_point()):
+        folders.sort()
+        try:
+            found += find(Path(folder), bpf=bpf)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # gone since it was listed
+    return tuple(found)
 
 
 def _open_directory(stack: ExitStack, path: Path) -> int:
@@ -132,67 +182,98 @@ def _open_directory(stack: ExitStack, path: Path) -> int:
     return number
 
 
-def _load(stack: ExitStack, bpf: Bpf, machine: Machine) -> dict[str, int]:
-    """Load maps and programs; gives the programs' descriptors, which ``stack`` owns."""
-
-    def own(number: int) -> int:
-        stack.callback(os.close, number)
-        return number
-
-    order = machine.byteorder
-    btf = own(bpf.load_btf(btf_of_u32(order)))
-    maps = {
-        programs.SOCKETS: own(bpf.create_socket_storage(f"{PREFIX}_sockets", btf)),
-        programs.LISTENERS: own(
-            bpf.create_lru_hash(
-                f"{PREFIX}_listeners", programs.KEY_BYTES, LISTENERS_MOST
-            )
-        ),
-    }
-    assembled = {
-        "sock_ops": programs.sock_ops(order),
-        "getopt": programs.getsockopt(order, machine.page_bytes),
-        "setopt": programs.setsockopt(order, machine.page_bytes),
-    }
-    return {
-        part.name: own(
-            bpf.load_program(
-                f"{PREFIX}{ABI_VERSION}_{part.name}",
-                part.kind,
-                part.place,
-                assembled[part.name].code(maps),
-            )
-        )
-        for part in PARTS
-    }
-
-
-def _attach_all(bpf: Bpf, place: int, loaded: dict[str, int]) -> None:
-    done: list[_Part] = []
+def _attach_all(bpf: Bpf, place: int, loaded: Iterable[Loaded]) -> None:
+    """Attach all or none."""
+    done: list[Loaded] = []
     try:
-        for part in PARTS:
-            bpf.attach(place, loaded[part.name], part.place)
-            done.append(part)
-    except OSError:
-        for part in reversed(done):
-            with contextlib.suppress(OSError):
-                bpf.detach(place, loaded[part.name], part.place)
+        for one in loaded:
+            bpf.attach(place, one.descriptor, one.part.place)
+            done.append(one)
+    except BpfError:
+        for one in reversed(done):
+            with contextlib.suppress(BpfError):
+                bpf.detach(place, one.descriptor, one.part.place)
         raise
 
 
-def _ours(
-    bpf: Bpf, place: int, stack: ExitStack
-) -> Iterator[tuple[_Part, int, int, str]]:
-    """List our programs at a cgroup: part, id, descriptor, tag."""
+def _must_be_open(one: Found) -> int:
+    if one.descriptor is None:
+        step = f"take program {one.id} away from the cgroup"
+        raise BpfError(errno.EPERM, step, Command.PROG_GET_FD_BY_ID)
+    return one.descriptor
+
+
+def _detach(bpf: Bpf, place: int, one: Found) -> None:
+    # Somebody else may have taken it away between the two calls.
+    try:
+        bpf.detach(place, _must_be_open(one), one.part.place)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+# --- which programs are ours ---------------------------------------------------------
+
+
+def _ours(bpf: Bpf, where: Path, place: int, stack: ExitStack) -> Iterator[Found]:
+    """List our programs at a cgroup; ``stack`` closes what is open of them."""
+    notes: dict[int, Found] | None = None
     for part in PARTS:
         for number in bpf.query(place, part.place):
             try:
                 program = bpf.program_by_id(number)
-            except OSError as error:
+            except BpfError as error:
                 if error.errno == errno.ENOENT:
-                    continue  # detached between the two questions
-                raise
+                    continue  # taken away between the two questions
+                if error.errno != errno.EPERM:
+                    raise
+                notes = _read_note(where) if notes is None else notes
+                if number in notes and notes[number].part is part:
+                    yield notes[number]
+                continue
             stack.callback(os.close, program)
             info = bpf.program_info(program)
-            if info.name.startswith(PREFIX) and info.name.endswith(f"_{part.name}"):
-                yield part, number, program, info.tag
+            known = part_of(info.name)
+            if known and known[0] is part:
+                yield Found(where, part, number, known[1], info.tag, program)
+
+
+def _foreign(bpf: Bpf, where: Path, place: int, stack: ExitStack) -> Iterator[Foreign]:
+    """List what is not ours among the sock_ops programs, those of parents included."""
+    known = {one.id for one in _ours(bpf, where, place, stack)}
+    for number in bpf.query(place, AttachType.CGROUP_SOCK_OPS, effective=True):
+        if number in known:
+            continue
+        name = ""
+        with contextlib.suppress(BpfError):
+            program = bpf.program_by_id(number)
+            stack.callback(os.close, program)
+            name = bpf.program_info(program).name
+        if part_of(name) is None:
+            yield Foreign(number, name)
+
+
+def _leave_note(bpf: Bpf, where: Path, loaded: Iterable[Loaded]) -> None:
+    """Write down at the cgroup what was attached; not all kernels and users can."""
+    rows = [
+        f"{one.part.label} {bpf.program_info(one.descriptor).id} {one.tag}"
+        for one in loaded
+    ]
+    with contextlib.suppress(OSError):
+        os.setxattr(where, NOTE, "\n".join(rows).encode())
+
+
+def _read_note(where: Path) -> dict[int, Found]:
+    """Read what `attach` wrote, by id; it counts only for ids that are attached."""
+    try:
+        text = os.getxattr(where, NOTE).decode("ascii", "replace")
+    except OSError:
+        return {}
+    rows = (line.split(" ") for line in text.splitlines())
+    notes = {}
+    for label, number, tag in (row for row in rows if len(row) == 3):
+        known = part_of(label)
+        if known and number.isdecimal():
+            part, abi = known
+            notes[int(number)] = Found(where, part, int(number), abi, tag)
+    return notes

@@ -116,6 +116,8 @@ class Devices:
     ) -> None:
         self.by_name: dict[str, Device] = {}
         """What is open, by the device's name."""
+        self.leaving: list[Device] = []
+        """Removed, and busy with their end."""
         self.unavailable: dict[str, str] = {}
         """Fabrics that could not be opened, with what is missing."""
         self._config = config
@@ -292,15 +294,28 @@ class Devices:
         self._ports[called] = port
         return offer
 
-    def remove(self, device: Device) -> None:
-        """Close a device that can be used no longer. Idempotent."""
+    def remove(self, device: Device) -> bool:
+        """Use a device no longer, and close it once that holds nobody up. Idempotent.
+
+        Until then it is polled like the others, and comes here again.
+
+        Returns:
+            True when it is closed.
+        """
         for name, there in list(self.by_name.items()):
             if there is device:
                 del self.by_name[name]
                 self._ports.pop(name, None)
-                if self._dismiss is not None:
-                    self._dismiss(device)
-                device.close()
+                self.leaving.append(device)
+        if device not in self.leaving:
+            return True
+        if device.is_finishing:
+            return False
+        self.leaving.remove(device)
+        if self._dismiss is not None:
+            self._dismiss(device)
+        device.close()
+        return True
 
     def close(self) -> None:
         """Close what finds ports; devices are closed by who attends to them."""

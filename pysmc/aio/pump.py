@@ -109,7 +109,7 @@ class Pump:
     @property
     def devices(self) -> list[Device]:
         """The devices that are open."""
-        return list(self._devices.by_name.values())
+        return [*self._devices.by_name.values(), *self._devices.leaving]
 
     @property
     def endpoint(self) -> Endpoint:
@@ -149,10 +149,11 @@ class Pump:
             # readable, or keeps arm() from arming.
             if not pending():
                 break
-        if device.is_gone:
-            self._devices.remove(device)
+        if self.is_closed:
             return False
-        return not self.is_closed
+        if device.is_gone or device in self._devices.leaving:
+            return not self._devices.remove(device)
+        return True
 
     def _take_completions(self, batch: list[Completion]) -> None:
         links, endpoint = self._links, self.endpoint

@@ -315,7 +315,12 @@ class Device(ABC):
     """1-5 for 256-4096 bytes."""
     is_gone: bool = False
     """True once the device can never be used again (it was removed), every queue pair
-    of it went down and `poll` gave all that. Its owner closes it then."""
+    of it went down and `poll` gave all that. Its owner closes it then, as soon as it is
+    not `is_finishing`."""
+    is_finishing: bool = False
+    """True while `close` would wait for queue pairs that were closed before: a peer
+    does not have all yet, or packets are still somewhere. That ends by itself, with
+    time, and `fileno` becomes readable then."""
 
     @abstractmethod
     def create_domain(self) -> ProtectionDomain:

@@ -30,7 +30,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from pysmc.errors import FabricError, FabricUnavailable, ForkedError, LocalProtocolError
 from pysmc.fabric.base import Completion, Device, Status, UpdateCodec
-from pysmc.fabric.timerfd import Timer
 from pysmc.fabric.verbs_api import (
     EVENT_CQ_ERROR,
     EVENT_DEVICE_FATAL,
@@ -39,6 +38,7 @@ from pysmc.fabric.verbs_api import (
     VerbsError,
 )
 from pysmc.fabric.verbs_binding import open_verbs
+from pysmc.fabric.verbs_closing import REST_SECONDS, Closing
 from pysmc.fabric.verbs_domain import Bundle, VerbsDomain
 from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory
 from pysmc.fabric.verbs_pair import SENDS, VerbsQueuePair
@@ -63,7 +63,7 @@ _BATCH: Final = 32
 _POLLS_PER_LOOK: Final = 64
 """Polls without a look at descriptors: they tell of events, not of data."""
 _CLOSE_WAIT: Final = 2.0
-"""Seconds that a closed queue pair has to send what was posted before."""
+"""Most seconds that a closed queue pair has to send what was posted before."""
 _BUNDLES: Final = 2
 """Kept ready for the next link groups."""
 
@@ -146,11 +146,11 @@ class VerbsDevice(Device):
         self._pairs: dict[int, VerbsQueuePair] = {}
         self._queue_of: dict[int, _Queue] = {}
         self._queues: list[_Queue] = []
-        self._closing: dict[VerbsQueuePair, None] = {}
         self._bundles: list[Bundle] = []
         self._ready: list[Completion] = []
         self._resolving: dict[int, VerbsQueuePair] = {}
         self._keys = 0
+        self._close_wait = min(_CLOSE_WAIT, config.close_wait)
         self._armed = False
         self._polls_left = 0
         self._handlers: dict[int, Callable[[], None]] = {}
@@ -158,7 +158,7 @@ class VerbsDevice(Device):
         self._epoll: select.epoll | None = None
         self._number = -1
         self._bell: int | None = None
-        self._timer: Timer | None = None
+        self._closing: Closing | None = None
         self._finder: Finder | None = None
         try:
             self._open_descriptors(finder)
@@ -179,9 +179,9 @@ class VerbsDevice(Device):
         if finder is None:
             finder = Reach()
         self._finder = finder
-        self._timer = Timer()
+        self._closing = Closing()
         self._watch(self._bell, self._silence)
-        self._watch(self._timer.fileno(), self._end_overdue)
+        self._watch(self._closing.fileno(), self._end_overdue)
         self._watch(self._verbs.event_fd, self._take_asynchronous)
         self._watch(finder.fileno(), self._take_ways)
 
@@ -192,6 +192,11 @@ class VerbsDevice(Device):
     def is_gone(self) -> bool:  # type: ignore[override]
         """Whether it is of no use any more; see `Device.is_gone`."""
         return bool(self.problem) and not self._ready
+
+    @property
+    def is_finishing(self) -> bool:  # type: ignore[override]
+        """Whether closing it would wait; see `Device.is_finishing`."""
+        return bool(self._closing)
 
     # --- what its domains and queue pairs need ---------------------------------------
 
@@ -286,15 +291,18 @@ class VerbsDevice(Device):
 
     def keep_closing(self, queue_pair: VerbsQueuePair) -> None:
         """Let a closed queue pair send what was posted before."""
-        queue_pair.deadline = time.monotonic() + _CLOSE_WAIT
-        self._closing[queue_pair] = None
-        if len(self._closing) == 1 and self._timer is not None:
-            self._timer.set(_CLOSE_WAIT)
+        assert self._closing is not None
+        self._closing.keep(queue_pair, self._close_wait)
+
+    def let_rest(self, queue_pair: VerbsQueuePair) -> None:
+        """Keep a queue pair that failed until destroying it holds nobody up."""
+        assert self._closing is not None
+        self._closing.keep(queue_pair, REST_SECONDS)
 
     def forget_closing(self, queue_pair: VerbsQueuePair) -> None:
         """A closed queue pair has nothing more to send, or nobody to send it to."""
-        if queue_pair in self._closing:
-            del self._closing[queue_pair]
+        assert self._closing is not None
+        if self._closing.discard(queue_pair):
             self.destroy(queue_pair)
 
     def destroy(self, queue_pair: VerbsQueuePair) -> None:
@@ -303,14 +311,16 @@ class VerbsDevice(Device):
         if self._pairs.get(number) is not queue_pair:
             return
         del self._pairs[number]
-        self._queue_of.pop(number).room += 1
+        queue = self._queue_of.pop(number)
         for key, other in list(self._resolving.items()):
             if other is queue_pair:
                 del self._resolving[key]
                 assert self._finder is not None
                 self._finder.cancel(key)
-        queue_pair.destroy()
-        queue_pair.domain.pair_destroyed(queue_pair)
+        is_destroyed = queue_pair.destroy()
+        if is_destroyed:
+            queue.room += 1  # else it may go on to fill its part
+        queue_pair.domain.pair_destroyed(queue_pair, is_destroyed=is_destroyed)
 
     def take_back(self, bundle: Bundle) -> None:
         """Keep what a domain had for the next one, or give it back."""
@@ -399,15 +409,13 @@ class VerbsDevice(Device):
                 self.fail(f"{self.port.device} is gone: {exc.strerror}")
 
     def _end_overdue(self) -> None:
-        """Destroy closed queue pairs whose peer does not take what was posted."""
-        assert self._timer is not None
-        self._timer.stop()
-        now = time.monotonic()
-        for queue_pair in list(self._closing):
-            if queue_pair.deadline > now:
-                self._timer.set(queue_pair.deadline - now)  # the others come later
-                return
-            self.forget_closing(queue_pair)
+        """Destroy queue pairs that have rested; the others had time enough to send."""
+        assert self._closing is not None
+        for queue_pair in self._closing.take_overdue():
+            if queue_pair.is_stopped:
+                self.destroy(queue_pair)
+            else:
+                queue_pair.give_up()
 
     def pending(self) -> bool:
         """Look for completions; see `Device.pending`."""
@@ -542,9 +550,7 @@ class VerbsDevice(Device):
             domain.close()
         if self.forked:
             return
-        self._drain()
-        for queue_pair in list(self._closing):
-            self.forget_closing(queue_pair)
+        self._end_closing()
         for bundle in self._bundles:
             bundle.close()
         self._bundles.clear()
@@ -566,22 +572,29 @@ class VerbsDevice(Device):
         if self._bell is not None:
             os.close(self._bell)
             self._bell = None
-        if self._timer is not None:
-            self._timer.close()
+        if self._closing is not None:
+            self._closing.close()
         if self._finder is not None:
             self._finder.close()
 
-    def _drain(self) -> None:
+    def _end_closing(self) -> None:
         """Let peers have what was posted before the close, while that has time.
 
         A program may end when it has written all: over TCP the kernel would go on.
         """
-        left, until = _CLOSE_WAIT, time.monotonic() + _CLOSE_WAIT
-        while self._closing and not self.problem and left > 0:
+        closing, left = self._closing, self._close_wait
+        if closing is None:
+            return
+        until = time.monotonic() + left
+        while closing.is_sending() and not self.problem and left > 0:
             if self.arm() and self._epoll is not None:
                 self._epoll.poll(left)
             self._ready.clear()
             left = until - time.monotonic()
+        for queue_pair in closing.all():
+            queue_pair.give_up()  # all of them first: then the kernel waits once
+        for queue_pair in closing.all():
+            self.forget_closing(queue_pair)
 
     def after_fork_in_child(self) -> None:
         """Let go of what belongs to the parent.

@@ -202,6 +202,9 @@ class QueuePairHandle(Protocol):
     def to_rts(self, psn: int) -> None:
         """Go to RTS: sends may be posted."""
 
+    def to_error(self) -> None:
+        """Go to ERROR: what was posted is flushed, and nothing is sent again."""
+
     def state(self) -> int:
         """Ask for the state."""
 

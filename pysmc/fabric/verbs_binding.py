@@ -38,6 +38,7 @@ from pysmc.fabric.verbs_api import (
     RECEIVE_BIT,
     SEND_CHAIN,
     SEND_SIGNALED,
+    STATE_ERROR,
     WR_SEND,
     Limits,
     Path,
@@ -576,6 +577,11 @@ class _QueuePair:
         attributes.sq_psn = psn
         attributes.max_rd_atomic = 1
         self._modify(attributes, _MASK_RTS, "RTS")
+
+    def to_error(self) -> None:
+        """See `QueuePairHandle.to_error`."""
+        attributes = self._qp_module.QPAttr(qp_state=STATE_ERROR)
+        self._modify(attributes, _MASK_STATE, "ERROR")
 
     def _modify(self, attributes: Any, mask: int, state: str) -> None:
         with self._verbs.translated(f"take a queue pair to {state}"):

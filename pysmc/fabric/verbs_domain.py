@@ -154,8 +154,8 @@ class VerbsDomain(ProtectionDomain):
         self.queue_pairs: list[VerbsQueuePair] = []
         self._regions: dict[VerbsRegion, None] = {}
         self._undead: list[VerbsRegion] = []
-        """Closed with the domain while queue pairs still send what was posted."""
-        self._pairs = 0
+        """Closed while queue pairs may still have to do with them."""
+        self._pairs: dict[VerbsQueuePair, None] = {}
         """Queue pairs that are not destroyed."""
         self._open = True
 
@@ -187,7 +187,7 @@ class VerbsDomain(ProtectionDomain):
             raise no_memory(text, "create a queue pair") from exc
         staging = Staging(slab, self.bundle.handle, self.device.count)
         queue_pair = VerbsQueuePair(self, handle, receives, staging)
-        self._pairs += 1
+        self._pairs[queue_pair] = None
         self.queue_pairs.append(queue_pair)
         self.device.add_pair(queue_pair, queue)
         return queue_pair
@@ -213,19 +213,28 @@ class VerbsDomain(ProtectionDomain):
         del self._regions[region]
         if self.device.forked:
             return
-        if self._open:
-            region.deregister()
-        else:
-            self._undead.append(region)
+        self._undead.append(region)
+        self._finish()
 
     def forget_queue_pair(self, queue_pair: VerbsQueuePair) -> None:
         """Take a queue pair off the list; only its own close calls this."""
         self.queue_pairs.remove(queue_pair)
 
-    def pair_destroyed(self, queue_pair: VerbsQueuePair) -> None:
-        """Take back what a queue pair had; only the device calls this."""
-        self._pairs -= 1
-        self.bundle.give_back(queue_pair.receives, queue_pair.staging.reset())
+    def pair_destroyed(self, queue_pair: VerbsQueuePair, *, is_destroyed: bool) -> None:
+        """Take back what a queue pair had; only the device calls this.
+
+        Args:
+            queue_pair: Which one.
+            is_destroyed: False when the library could not: its memory is not used
+                again.
+        """
+        del self._pairs[queue_pair]
+        slab = queue_pair.staging.reset()
+        if is_destroyed:
+            self.bundle.give_back(queue_pair.receives, slab)
+        else:
+            queue_pair.receives.close()
+            slab.close()
         self._finish()
 
     def close(self) -> None:
@@ -244,12 +253,24 @@ class VerbsDomain(ProtectionDomain):
         self.device.domains.remove(self)
         self._finish()
 
+    def _may_deregister(self) -> bool:
+        """Tell whether no queue pair can have to do with closed memory.
+
+        The device keeps hold of the region that a peer was writing when it failed.
+        """
+        if self._open:
+            return not any(queue_pair.is_stopped for queue_pair in self._pairs)
+        return not self._pairs
+
     def _finish(self) -> None:
-        if self._open or self._pairs or self._regions or self.device.forked:
+        if self.device.forked:
             return
-        for region in self._undead:
-            region.deregister()
-        self._undead.clear()
+        if self._undead and self._may_deregister():
+            for region in self._undead:
+                region.deregister()
+            self._undead.clear()
+        if self._open or self._pairs or self._regions:
+            return
         bundle, self.bundle = self.bundle, _GONE
         if bundle is not _GONE:
             self.device.take_back(bundle)

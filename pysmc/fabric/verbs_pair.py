@@ -100,9 +100,13 @@ class _State(Enum):
     UP = "up"
     DOWN = "down"
     CLOSING = "closing"  # what was posted before our close is still on its way
+    RESTING = "resting"  # closed; of what it sent, packets may be left
     CLOSED = "closed"
     FORKED = "forked"  # we are a child of the process that has it
 
+
+_SENDING: Final = {_State.WAITING, _State.PROBING, _State.UP}
+_OVER: Final = {_State.DOWN, _State.CLOSING, _State.RESTING, _State.CLOSED}
 
 # Looked up once: a member of an Enum is found by a Python call.
 _UP, _WAITING, _PROBING = _State.UP, _State.WAITING, _State.PROBING
@@ -133,8 +137,8 @@ class VerbsQueuePair(QueuePair):
         self.is_up = False
         self.receives = receives
         self.staging = staging
-        self.deadline = 0.0
-        """When a closing queue pair is destroyed, whoever does not answer."""
+        self.is_stopped = False
+        """Nothing is sent or received any more."""
         self._handle = handle
         self._state = _State.IDLE
         self._remote: RemoteQueuePair | None = None
@@ -215,7 +219,7 @@ class VerbsQueuePair(QueuePair):
     def _cannot_post(self) -> None:
         """Refuse what may not be posted; return where posts do nothing."""
         self._refuse_if_forked()
-        if self._state in {_State.DOWN, _State.CLOSING, _State.CLOSED}:
+        if self._state in _OVER:
             return
         text = f"queue pair {self.number} is not connected"
         raise LocalProtocolError(text)
@@ -356,9 +360,9 @@ class VerbsQueuePair(QueuePair):
 
     def _failed(self, number: int, vendor_error: int) -> None:
         if self._state is _State.CLOSING:
-            self.device.forget_closing(self)
+            self.give_up()
             return
-        if self._state is _State.DOWN:
+        if self._state in _OVER:
             return  # whatever was posted is flushed, and the first one told of it
         status, text = status_of(number), describe(number, vendor_error)
         if number == FLUSHED or status is Status.TIMED_OUT:
@@ -444,10 +448,12 @@ class VerbsQueuePair(QueuePair):
             case _State.CLOSING:
                 self.device.forget_closing(self)
             case _:
-                self.go_down(Status.PEER_GONE, "the peer closed its queue pair")
+                # Its goodbye is not acknowledged yet, which nobody may prevent.
+                text = "the peer closed its queue pair"
+                self.go_down(Status.PEER_GONE, text, stop=False)
 
     def _repost(self, block: int) -> None:
-        if self._state in {_State.DOWN, _State.CLOSED}:
+        if self._state in {_State.DOWN, _State.RESTING, _State.CLOSED}:
             return
         try:
             self._handle.post_receives(self.receives.blocks, block)
@@ -456,24 +462,53 @@ class VerbsQueuePair(QueuePair):
 
     # --- going down ----------------------------------------------------------------
 
-    def go_down(self, status: Status, text: str) -> None:
-        """Go down, once; a queue pair that was closed is done with."""
+    def go_down(self, status: Status, text: str, *, stop: bool = True) -> None:
+        """Go down, once; a queue pair that was closed is done with.
+
+        Args:
+            status: Why.
+            text: The same for people.
+            stop: False lets the device go on with what it was given.
+        """
         kind: CompletionKind | None = CompletionKind.CONNECTED
         match self._state:
-            case _State.DOWN | _State.CLOSED | _State.FORKED:
-                return
             case _State.CLOSING:
-                self.device.forget_closing(self)
+                self.give_up()
+                return
+            case _State.DOWN | _State.RESTING | _State.CLOSED | _State.FORKED:
                 return
             case _State.UP:
                 kind = CompletionKind.DOWN
             case _State.IDLE:
                 kind = None
+        has_sent = self._state in _SENDING
         self._state, self._end = _State.DOWN, text
         self.is_up = False
         self._drop_posts()
+        if stop and has_sent:
+            self._stop()
         if kind is not None:
             self.device.complete(Completion(kind, self, status, payload=text))
+
+    def _stop(self) -> None:
+        """Send nothing again: else packets would come as long as tries are left."""
+        self.is_stopped = True
+        try:
+            self._handle.to_error()
+        except VerbsError as exc:
+            _log.debug("%s could not be stopped: %s", self, exc)
+
+    def give_up(self) -> None:
+        """Send no longer what was posted before the close: nobody takes it."""
+        if self._state is _State.CLOSING:
+            self._goodbye = 0
+            self._drop_posts()
+            self._stop()
+            self._rest()
+
+    def _rest(self) -> None:
+        self._state = _State.RESTING
+        self.device.let_rest(self)
 
     def _drop_posts(self) -> None:
         self._chain = []
@@ -490,13 +525,14 @@ class VerbsQueuePair(QueuePair):
     def close(self) -> None:
         """Close; the peer gets DOWN after all that was posted. Idempotent."""
         state = self._state
-        if state in {_State.CLOSING, _State.CLOSED}:
-            return
-        if state is _State.FORKED:
+        if state in {_State.CLOSING, _State.RESTING, _State.CLOSED, _State.FORKED}:
             return
         self.is_up = False
         self.domain.forget_queue_pair(self)
-        if state not in {_WAITING, _PROBING, _UP}:
+        if self.is_stopped:
+            self._rest()
+            return
+        if state not in _SENDING:
             self.device.destroy(self)
             return
         self._state = _State.CLOSING
@@ -506,16 +542,20 @@ class VerbsQueuePair(QueuePair):
             self._goodbye = self._posted
         self.flush_chain()
 
-    def destroy(self) -> None:
-        """Destroy it in the verbs library. Only the device calls this."""
-        if self._state is _State.CLOSED:
-            return
+    def destroy(self) -> bool:
+        """Destroy it in the verbs library. Only the device calls this.
+
+        Returns:
+            False when the library could not: the device may still have to do with it.
+        """
         self._state = _State.CLOSED
         self._drop_posts()
         try:
             self._handle.close()
         except VerbsError as exc:
             _log.debug("%s could not be destroyed: %s", self, exc)
+            return False
+        return True
 
     def after_fork_in_child(self) -> None:
         """Belong to the parent from now on."""

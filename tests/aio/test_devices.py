@@ -420,6 +420,24 @@ def test_a_device_that_is_gone_is_offered_to_nobody() -> None:
     rig.close()
 
 
+def test_a_removed_device_is_closed_when_that_holds_nobody_up() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.names()
+    device = rig.devices.by_name["verbs:rxe0:1:1"]
+    device.is_finishing = True
+    assert not rig.devices.remove(device)
+    assert not rig.devices.remove(device)
+    assert (rig.devices.by_name, rig.devices.leaving) == ({}, [device])
+    assert rig.dismissed == []
+    assert rig.names() == ["verbs:rxe0:1:1"], "and there is another one at once"
+    device.is_finishing = False
+    assert rig.devices.remove(device)
+    assert rig.devices.remove(device)
+    assert (rig.dismissed, rig.devices.leaving) == ([device], [])
+    rig.close()
+
+
 def test_a_removed_device_is_closed_once_and_opened_anew() -> None:
     rig = Rig("verbs")
     rig.devices.open(PEER_ID)

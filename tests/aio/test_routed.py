@@ -298,6 +298,42 @@ def test_a_device_that_is_removed_ends_its_connections_and_comes_back() -> None:
     play(scenario)
 
 
+@pytest.mark.parametrize("ends_with_the_loop", [False, True])
+def test_a_removed_device_that_has_something_to_end_is_closed_later(
+    ends_with_the_loop: bool,
+) -> None:
+    """Closing it would hold the loop; new connections get a new one at once."""
+
+    async def scenario(pair: Pair) -> None:
+        here, there = await pair.connect()
+        loop, driver = pair.loop, pair.loop.driver
+        removed = loop.opened[1]
+        removed.is_gone = removed.is_finishing = True
+        for domain in [domain for each in loop.opened for domain in each.domains]:
+            for queue_pair in domain.queue_pairs:
+                queue_pair.go_down(Status.PEER_GONE, "the device was removed")
+        for reader, writer in (here, there):
+            with pytest.raises(ConnectionError):
+                await reader.read(1)
+            writer.close()
+        assert removed in driver.devices
+        assert driver.pump(removed), "it is polled on"
+        info, _ = await pair.infos()
+        assert info.mode == "smcr", info.reason
+        assert len(loop.opened) == 3
+        descriptor = removed.fileno()
+        loop._selector.get_key(descriptor)
+        if ends_with_the_loop:
+            return
+        removed.is_finishing = False
+        assert not driver.pump(removed)
+        assert removed not in driver.devices
+        with pytest.raises(KeyError):
+            loop._selector.get_key(descriptor)
+
+    play(scenario)
+
+
 def test_a_device_that_goes_before_its_queue_pair_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,7 +15,7 @@ import errno
 import os
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.config import Config
 from pysmc.fabric import verbs_api as api
@@ -510,6 +510,8 @@ class FakeQueuePair:
     def close(self) -> None:
         """Destroy it."""
         self.verbs.call("close_pair")
+        is_waited_for = self.is_cut and self.posted
+        assert not is_waited_for, "this would have waited for its packets"
         self.now = RESET
         del self.world.pairs[self.number]
         self.queue.pairs -= 1
@@ -567,7 +569,8 @@ class FakeFinder:
 class Roce:
     """Two hosts of one world: their libraries, finders and devices, and a bench."""
 
-    def __init__(self, limits: Limits = LIMITS) -> None:
+    def __init__(self, limits: Limits = LIMITS, **changes: Any) -> None:
+        self.config = Config(**changes)
         self.world = World()
         self.libraries = [self.world.device(number, limits) for number in (1, 2)]
         self.finders = [FakeFinder(self.world) for _ in self.libraries]
@@ -579,7 +582,7 @@ class Roce:
         return VerbsDevice(
             make_port(host + 1),
             codec=codec,
-            config=Config(),
+            config=self.config,
             verbs=self.libraries[host],
             finder=self.finders[host],
         )
@@ -594,7 +597,8 @@ class Roce:
                 domain.close()
         for _ in range(2 * ATTEMPTS):
             for device, verbs in zip(self.devices, self.libraries, strict=True):
-                if device._closing and not verbs.is_closed:
+                closing = device._closing
+                if closing and closing.is_sending() and not verbs.is_closed:
                     device.poll()
 
     def library_pair(self, number: int) -> FakeQueuePair:

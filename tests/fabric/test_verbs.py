@@ -8,7 +8,6 @@ import select
 import subprocess
 import sys
 import warnings
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,16 +19,21 @@ from pysmc.errors import (
     ForkedError,
     LocalProtocolError,
 )
-from pysmc.fabric import open_device, verbs
+from pysmc.fabric import open_device, verbs, verbs_closing
 from pysmc.fabric import verbs_api as api
 from pysmc.fabric.base import CompletionKind, Status, UpdateCodec
 from pysmc.fabric.verbs import VerbsDevice
 from pysmc.fabric.verbs_api import Limits
 from pysmc.fabric.verbs_memory import RECEIVE_BLOCK, RECEIVES
-from pysmc.fabric.verbs_pair import VerbsQueuePair
-from pysmc.testing.conformance_bench import KIB, Writer
+from pysmc.testing.conformance_bench import KIB
 from smcproto import cdc
-from tests.fabric.fake_verbs import ERROR, FakeFinder, Roce, World, make_port
+from tests.fabric.fake_verbs import (
+    ERROR,
+    FakeFinder,
+    Roce,
+    World,
+    make_port,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +124,7 @@ def test_a_device_without_descriptors_leaves_nothing(
     def no_timer() -> None:
         raise OSError(number, "no timer")
 
-    monkeypatch.setattr(verbs, "Timer", no_timer)
+    monkeypatch.setattr(verbs_closing, "Timer", no_timer)
     world = World()
     library, finder = world.device(1), FakeFinder(world)
     with pytest.raises(FabricError, match=words) as caught:
@@ -219,28 +223,6 @@ def test_a_device_whose_completion_queues_are_too_small_is_none() -> None:
     assert library.is_closed
 
 
-def test_what_is_left_of_a_queue_pair_is_nobodys(roce: Roce) -> None:
-    """Its completions stay in the queue; its number may be given out again."""
-    near, far = roce.bench.link()
-    roce.world.is_held = True
-    near.queue_pair.post_send(b"old")
-    near.queue_pair.flush()
-    pair = roce.library_pair(near.queue_pair.number)
-    pair.to_error()
-    assert isinstance(near.queue_pair, VerbsQueuePair)
-    near.queue_pair.go_down(Status.FLUSHED, "as the test says")
-    near.queue_pair.close()
-    roce.world.numbers = iter([pair.number, *range(5000, 5100)])
-    end = roce.bench.end(roce.bench.a)
-    assert end.queue_pair.number == pair.number
-    roce.world.is_held = False
-    roce.bench.settle()
-    assert not near.side.of(CompletionKind.DOWN, end.queue_pair)
-    assert not near.side.of(CompletionKind.CONNECTED, end.queue_pair)
-    assert len(near.side.of(CompletionKind.DOWN, near.queue_pair)) == 1
-    far.queue_pair.close()
-
-
 # Waking
 
 
@@ -304,45 +286,6 @@ def test_an_idle_device_is_quiet(roce: Roce) -> None:
     for device in roce.devices:
         assert not is_readable(device)
     assert links
-
-
-def test_a_sleeping_loop_is_woken_for_a_peer_that_takes_nothing(
-    roce: Roce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verbs, "_CLOSE_WAIT", 0.02)
-    links = [roce.bench.link() for _ in range(2)]
-    device = roce.devices[0]
-    roce.bench.settle()
-    roce.world.is_held = True
-    for near, _ in links:
-        near.queue_pair.close()
-    while roce.libraries[0].open["pair"]:
-        assert device.arm()
-        assert select.select([device.fileno()], [], [], 10)[0]
-        device.poll()
-    roce.world.is_held = False
-
-
-def test_each_peer_that_takes_nothing_has_its_time(
-    roce: Roce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = SimpleNamespace(now=0.0)
-    clock.monotonic = lambda: clock.now
-    monkeypatch.setattr(verbs, "time", clock)
-    monkeypatch.setattr(verbs, "_CLOSE_WAIT", 10.0)
-    links = [roce.bench.link() for _ in range(2)]
-    device = roce.devices[0]
-    roce.world.is_held = True
-    for (near, _), now in zip(links, (100.0, 105.0), strict=True):
-        clock.now = now
-        near.queue_pair.close()
-    for clock.now, left in ((109.0, 2), (111.0, 1), (114.0, 1), (116.0, 0)):
-        assert device._timer is not None
-        device._timer.set(0.0)  # as if so much time had passed
-        assert select.select([device.fileno()], [], [], 10)[0]
-        turn(device)
-        assert roce.libraries[0].open["pair"] == left
-    roce.world.is_held = False
 
 
 # Events
@@ -549,67 +492,6 @@ def test_a_closed_device_does_nothing(roce: Roce) -> None:
     device.close()
     with pytest.raises(LocalProtocolError, match="device is closed"):
         device.create_domain()
-
-
-def test_closing_does_not_wait_for_a_peer_that_takes_nothing(
-    roce: Roce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(verbs, "_CLOSE_WAIT", 0.01)
-    near, _ = roce.bench.link()
-    roce.world.is_held = True
-    near.queue_pair.post_send(b"never taken")
-    roce.devices[0].close()
-    assert roce.libraries[0].is_closed
-    roce.world.is_held = False
-
-
-def test_closing_the_device_lets_peers_have_what_was_posted(roce: Roce) -> None:
-    near, far = roce.bench.link()
-    region = far.domain.register(16 * KIB)
-    writer = Writer(near, region, far.queue_pair)
-    writer.write(0, b"last words")
-    writer.publish(producer=10)
-    roce.devices[0].close()
-    found = roce.bench.b
-    found.poll()
-    kinds = [item.kind for item in found.seen if item.queue_pair is far.queue_pair]
-    assert kinds[1:] == [CompletionKind.UPDATE, CompletionKind.DOWN]
-
-
-class SlowWire:
-    """An epoll during whose waits everything is carried out."""
-
-    def __init__(self, roce: Roce) -> None:
-        self.roce = roce
-        epoll = roce.devices[0]._epoll
-        assert epoll is not None
-        self.epoll = epoll
-        self.waits: list[float] = []
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.epoll, name)
-
-    def poll(self, timeout: float) -> list[tuple[int, int]]:
-        if timeout:
-            self.waits.append(timeout)
-            self.roce.world.is_held = False
-        return self.epoll.poll(0)
-
-
-def test_closing_the_device_gives_a_slow_wire_its_time(
-    roce: Roce, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    near, far = roce.bench.link()
-    wire = SlowWire(roce)
-    monkeypatch.setattr(roce.devices[0], "_epoll", wire)
-    roce.world.is_held = True
-    near.queue_pair.post_send(b"last words")
-    roce.devices[0].close()
-    assert wire.waits[0] > 1
-    assert len(wire.waits) == 1, "and no more than that"
-    roce.bench.b.poll()
-    kinds = [item.kind for item in far.side.seen if item.queue_pair is far.queue_pair]
-    assert kinds[1:] == [CompletionKind.RECEIVE, CompletionKind.DOWN]
 
 
 def test_a_child_is_refused_and_closes_its_descriptors(roce: Roce) -> None:

@@ -462,6 +462,14 @@ def test_a_queue_pair_may_fail(
         method(pair)
 
 
+def test_a_queue_pair_is_stopped(pair: Any) -> None:
+    pair.to_error()
+    assert last("modify") == ({"qp_state": 6}, 1)
+    fail("modify", errno.EINVAL)
+    with pytest.raises(VerbsError, match="take a queue pair to ERROR: EINVAL"):
+        pair.to_error()
+
+
 def test_a_device_may_take_nothing_inline(domain: Any, queue: Any) -> None:
     fail("pair", errno.EINVAL)
     pair = domain.create_queue_pair(queue, 10, 10, 48)

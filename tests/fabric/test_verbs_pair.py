@@ -436,8 +436,8 @@ def test_a_peer_that_vanished_is_noticed_by_sending(roce: Roce) -> None:
     (down,) = near.side.of(CompletionKind.DOWN, near.queue_pair)
     assert down.status is Status.TIMED_OUT
     assert "IBV_WC_RETRY_EXC_ERR, 12, vendor error 0x81" in down.payload
+    assert library_end(roce, near).now == ERROR
     near.queue_pair.close()
-    assert roce.libraries[0].open["pair"] == 0
 
 
 def test_closing_sends_what_was_posted_and_more_than_fits(roce: Roce) -> None:
@@ -473,7 +473,7 @@ def test_a_closing_queue_pair_ends_with_its_peer(roce: Roce) -> None:
     near.queue_pair.close()
     for _ in range(ATTEMPTS + 10):
         roce.bench.move()
-    assert roce.libraries[0].open["pair"] == 0
+    assert library_end(roce, near).now == ERROR
     assert statuses(near) == [CONNECTED]
 
 
@@ -481,7 +481,7 @@ def test_a_closing_queue_pair_whose_posts_fail_is_done(roce: Roce) -> None:
     near, _ = roce.bench.link()
     roce.libraries[0].fail("post_send", errno.EIO)
     near.queue_pair.close()
-    assert roce.libraries[0].open["pair"] == 0
+    assert library_end(roce, near).now == ERROR
     assert statuses(near) == [CONNECTED]
 
 
@@ -517,11 +517,20 @@ def test_a_queue_pair_that_the_device_ended(roce: Roce) -> None:
 
 
 def test_destroying_may_fail(roce: Roce) -> None:
+    """Then the device may still fill its receives: nobody else gets them."""
     near, _ = roce.bench.link()
-    roce.libraries[0].fail("close_pair", errno.EIO)
+    library = roce.libraries[0]
+    pair = library_end(roce, near)
+    made = library.made["memory"]
+    (queue,) = roce.devices[0]._queues
+    room = queue.room
+    library.fail("close_pair", errno.EIO)
     near.queue_pair.close()
     roce.bench.settle()
-    pair = roce.world.pairs[near.queue_pair.number]
+    assert library.open["memory"] == 0
+    assert queue.room == room, "its completions may still come"
+    near.domain.create_queue_pair().close()
+    assert library.made["memory"] == made + 2
     pair.close()  # so that nothing is left
 
 

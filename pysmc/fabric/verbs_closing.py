@@ -1,0 +1,82 @@
+"""Queue pairs that were closed and still exist, and when the time of each is over.
+
+Decides how long. One that was up has something to say: what was posted before its close
+and the goodbye behind that, which a peer that takes nothing would hold up for ever. One
+that failed rests: soft-RoCE destroys a queue pair only when none of its packets is left
+in the kernel, waits for that with the interpreter held, and packets to a neighbour that
+is asked for and does not answer lie in its queue until the kernel gives that up.
+
+Source: kernel, `neigh_timer_handler()` (mcast_solicit questions, retrans_time_ms apart:
+three seconds by default) and `rxe_skb_tx_dtor()`, by which packets release theirs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from pysmc.fabric.timerfd import Timer
+
+if TYPE_CHECKING:
+    from pysmc.fabric.verbs_pair import VerbsQueuePair
+
+__all__ = ["REST_SECONDS", "Closing"]
+
+REST_SECONDS: Final = 4.0
+"""A neighbour's three questions, and a second for timers that are late."""
+
+
+class Closing:
+    """The closed queue pairs of a device, with a timer for all of them.
+
+    Raises:
+        OSError: There is no descriptor for the timer.
+    """
+
+    def __init__(self) -> None:
+        self._timer = Timer()
+        self._until: dict[VerbsQueuePair, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._until)
+
+    def fileno(self) -> int:
+        """Readable when `take_overdue` has something."""
+        return self._timer.fileno()
+
+    def keep(self, queue_pair: VerbsQueuePair, seconds: float) -> None:
+        """Let a queue pair exist for so long from now, whatever was said before."""
+        now = time.monotonic()
+        self._until[queue_pair] = now + seconds
+        self._set(now)
+
+    def discard(self, queue_pair: VerbsQueuePair) -> bool:
+        """Forget one; tell whether it was there."""
+        return self._until.pop(queue_pair, None) is not None
+
+    def all(self) -> list[VerbsQueuePair]:
+        """Name all of them."""
+        return list(self._until)
+
+    def is_sending(self) -> bool:
+        """Tell whether any has something to say."""
+        return any(not queue_pair.is_stopped for queue_pair in self._until)
+
+    def take_overdue(self) -> list[VerbsQueuePair]:
+        """Take those whose time is over."""
+        now = time.monotonic()
+        over = [pair for pair, until in self._until.items() if until <= now]
+        for queue_pair in over:
+            del self._until[queue_pair]
+        self._set(now)
+        return over
+
+    def _set(self, now: float) -> None:
+        if self._until:
+            self._timer.set(min(self._until.values()) - now)
+        else:
+            self._timer.stop()
+
+    def close(self) -> None:
+        """Close the timer. Idempotent."""
+        self._timer.close()

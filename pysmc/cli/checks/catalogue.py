@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pysmc.cli.checks import (
     discovery,
+    kernel_smc,
     shm,
     system,
     verbs,
@@ -19,6 +20,7 @@ CHECKS = (
     *discovery.CHECKS,
     *verbs_host.CHECKS,
     *verbs.CHECKS,
+    *kernel_smc.CHECKS,
     *verbs_peer.CHECKS,
 )
 """Every check; what a later one needs comes first."""

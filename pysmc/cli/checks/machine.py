@@ -8,9 +8,11 @@ Source: proc(5), sysfs(5), capabilities(7), cgroups(7).
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import resource
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from pysmc.config import Config
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pysmc.cli.checks.kernel_smc_tables import Tables
     from pysmc.fabric.verbs_binding import Pyverbs
 
 __all__ = ["KIB", "MIB", "Machine", "size"]
@@ -47,6 +50,20 @@ def _find_pyverbs() -> Pyverbs:
     from pysmc.fabric.verbs_binding import find_pyverbs
 
     return find_pyverbs()
+
+
+def _socket_error(family: int, protocol: int) -> int:
+    try:
+        socket.socket(family, socket.SOCK_STREAM, protocol).close()
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
+
+
+def _smc_tables() -> Tables:
+    from pysmc.cli.checks.kernel_smc_tables import read_tables
+
+    return read_tables()
 
 
 def _exchange(ports: Sequence[str], seconds: float) -> list[str]:
@@ -97,6 +114,10 @@ class Machine:
     """Finds pyverbs, as `pysmc.fabric.verbs_binding` does."""
     exchange: Callable[[Sequence[str], float], list[str]] = _exchange
     """Tries RDMA ports, each for some seconds; tells why each failed; empty if not."""
+    socket_error: Callable[[int, int], int] = _socket_error
+    """Makes a stream socket of a family and protocol; gives the errno, or 0."""
+    smc_tables: Callable[[], Tables] = _smc_tables
+    """Reads the tables of the kernel's SMC."""
     peer: str = ""
     """A peer that was asked about, as host."""
 

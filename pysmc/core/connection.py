@@ -42,7 +42,13 @@ __all__ = ["Connection", "Update", "split_wr_id"]
 
 _REQUESTED = int(ProducerFlags.CONSUMER_UPDATE_REQUESTED) << 8
 _FAILOVER = int(ProducerFlags.FAILOVER_VALIDATION) << 8
-_STATE_FLAGS = DONE | CLOSED | ABORTED
+_URGENT = int(ProducerFlags.URGENT_PRESENT) << 8
+_PROMPT = BLOCKED | _REQUESTED | _URGENT
+"""Whatever is consumed is reported at once: a kernel that has sent an urgent byte sends
+nothing more until it knows that all was read. It is an ordinary byte of the stream."""
+_LASTING = DONE | CLOSED | ABORTED | _URGENT
+"""Once said, always so. The kernel takes the mark of an urgent byte back with its next
+update, before that byte was read."""
 
 
 def split_wr_id(wr_id: int) -> tuple[int, int]:
@@ -194,7 +200,7 @@ class Connection(EndingConnection):
         unreported = consumed - self._rx_reported
         if self._peer is Side.OPEN and (
             unreported >= self._update_step
-            or (unreported and self._peer_flags & (BLOCKED | _REQUESTED))
+            or (unreported and self._peer_flags & _PROMPT)
         ):
             self._want_update()
         return self.update_due
@@ -306,7 +312,7 @@ class Connection(EndingConnection):
                 return News.NOTHING
             self._peer_sequence = sequence
             if flags != self._peer_flags:
-                self._peer_flags = flags | self._peer_flags & _STATE_FLAGS
+                self._peer_flags = flags | self._peer_flags & _LASTING
                 news |= self._follow_flags(flags)
         except RemoteProtocolError as error:
             self.peer_lost(error)
@@ -314,7 +320,7 @@ class Connection(EndingConnection):
         if not news:
             self.empty_updates += 1
         if (
-            self._peer_flags & (BLOCKED | _REQUESTED)
+            self._peer_flags & _PROMPT
             and self._rx_consumed != self._rx_reported
             and self._peer is Side.OPEN
         ):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.core.conftest import Duo
 
 BLOCKED, REQUESTED, FAILOVER = 0x8000, 0x1000, 0x0800
+URGENT = 0x6000
 DONE, CLOSED, ABORTED = 0x80, 0x40, 0x20
 
 
@@ -117,6 +118,20 @@ def test_a_requested_update_is_given(duo: Duo) -> None:
     duo.tell(duo.right)
     duo.right.consume(1)
     assert duo.tell(duo.right, flags=REQUESTED) == News.PUBLISH
+
+
+def test_an_urgent_byte_has_whatever_is_read_reported(make_duo: type[Duo]) -> None:
+    """Linux sends no more until that; the mark is gone before the byte is read."""
+    duo = make_duo(right_bytes=80)
+    duo.left.claim(3)
+    duo.tell(duo.right, flags=URGENT)
+    duo.tell(duo.right)
+    assert duo.right.consume(3)
+    duo.tell(duo.left)
+    assert duo.left.writable == 80
+    duo.left.claim(2)
+    duo.tell(duo.right)
+    assert duo.right.consume(1)
 
 
 def test_a_claim_can_be_limited(duo: Duo) -> None:

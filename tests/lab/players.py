@@ -305,7 +305,10 @@ class KernelPlayer:
 
 
 def be_a_kernel_end(
-    channel: socket.socket, hosts: tuple[str, str], protocol: int = IPPROTO_SMC
+    channel: socket.socket,
+    hosts: tuple[str, str],
+    protocol: int = IPPROTO_SMC,
+    kind: type[KernelPlayer] = KernelPlayer,
 ) -> None:
     """Obey until no more orders come.
 
@@ -313,8 +316,9 @@ def be_a_kernel_end(
         channel: Where orders come from.
         hosts: Addresses of the server and of the client.
         protocol: IPPROTO_SMC, or 0 for plain TCP.
+        kind: What it can do.
     """
-    player = KernelPlayer(hosts, protocol)
+    player = kind(hosts, protocol)
     with channel.makefile("rwb") as orders:
         for line in orders:
             orders.write(json.dumps(player.obey(json.loads(line))).encode() + b"\n")

@@ -56,6 +56,8 @@ def command(options: argparse.Namespace) -> int:
         return actions[options.action](options)
     except BpfError as error:
         problem = str(explain(error, this_process()))
+    except BrokenPipeError:
+        raise  # whoever read our output has gone: `main` knows
     except (OSError, NoCgroupError) as error:
         problem = str(error)
     print(f"pysmc option {options.action}: {problem}", file=sys.stderr)

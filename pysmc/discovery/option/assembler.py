@@ -154,8 +154,10 @@ class Assembler:
 
     def rule(self, text: str) -> None:
         """Say what the following instructions are there for."""
+        above = self._notes.get(len(self._instructions))
+        # A label stands right above the rule of its block.
         lines = (f"; {line.strip()}" for line in text.strip().splitlines())
-        self._note("", *lines)
+        self._note(*([] if above else [""]), *lines)
 
     def label(self, name: str) -> None:
         """Name the place of the next instruction.
@@ -167,7 +169,8 @@ class Assembler:
             message = f"label {name} is there twice"
             raise ValueError(message)
         self._labels[name] = len(self._instructions)
-        self._note(f"{name}:")
+        above = self._notes.get(len(self._instructions))
+        self._note(*([] if above else [""]), f"{name}:")
 
     def _note(self, *lines: str) -> None:
         self._notes.setdefault(len(self._instructions), []).extend(lines)
@@ -209,6 +212,12 @@ class Assembler:
         """
         number = int.from_bytes(data.ljust(8, b"\0"), self.byteorder)
         self._load_64(to, number, f"{to} = the bytes {data.hex(' ')}")
+
+    def load_u32(self, to: Register, number: int) -> None:
+        """Load a number so that a store of 8 bytes puts it into the first 4."""
+        data = number.to_bytes(4, self.byteorder).ljust(8, b"\0")
+        value = int.from_bytes(data, self.byteorder)
+        self._load_64(to, value, f"{to} = {number} in the first 4 bytes")
 
     def load_map(self, to: Register, name: str) -> None:
         """Load the address of a map; two instructions."""

@@ -22,8 +22,7 @@ Documentation/bpf/prog_cgroup_sockopt.rst; kernel counterpart: net/core/filter.c
 from __future__ import annotations
 
 import errno
-import socket
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
 from pysmc.discovery.option.assembler import Assembler, Field, Register
@@ -56,10 +55,30 @@ FAST_OPEN_KIND: Final = 34
 OLD_FAST_OPEN: Final = bytes.fromhex("fe04f989")
 """The same in its experimental form, with which Linux tries again."""
 
-TCP_CLOSE: Final = 7
-"""State of a socket that neither listens nor connects (include/net/tcp_states.h)."""
-TCP_SAVE_SYN: Final = 27
-SYN, ACK = 0x02, 0x10
+
+class Tcp(IntEnum):
+    """Numbers of TCP in the kernel."""
+
+    PROTOCOL = 6
+    """IPPROTO_TCP, also a level of socket options."""
+    CLOSE = 7
+    """State of a socket that neither listens nor connects."""
+    SAVE_SYN = 27
+    """Socket option of a listener."""
+
+
+class Flag(IntFlag):
+    """Flags of a TCP header."""
+
+    SYN = 0x02
+    ACK = 0x10
+
+
+class Callback(IntFlag):
+    """What a program may ask to be called for."""
+
+    WRITE_HEADER = 1 << 6
+    """The options of every segment."""
 
 
 class Helper(IntEnum):
@@ -88,8 +107,6 @@ class Op(IntEnum):
     WRITE_HEADER = 15
 
 
-WRITE_HEADER_FLAG: Final = 1 << 6
-"""Callback flag: call the program for the options of every segment."""
 SYN_COOKIE: Final = 2
 """Argument of the header callbacks: the SYN-ACK is a SYN cookie."""
 FROM_SAVED_SYN: Final = 1
@@ -171,9 +188,9 @@ def _begin(a: Assembler) -> None:
     )
     a.bit_and(R8, WANT | MINE)
     a.load(R2, R6, CALLBACK_FLAGS)
-    a.jump_if(R2, "&", WRITE_HEADER_FLAG, "flag_is_on")
+    a.jump_if(R2, "&", Callback.WRITE_HEADER, "flag_is_on")
     a.bit_or(R8, MINE)
-    a.bit_or(R2, WRITE_HEADER_FLAG)
+    a.bit_or(R2, Callback.WRITE_HEADER)
     a.move(R1, R6)
     a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
     a.label("flag_is_on")
@@ -187,11 +204,11 @@ def _begin(a: Assembler) -> None:
         """Keep the SYN: without it nothing is known when the connection is established,
         nor when the SYN-ACK is sent again."""
     )
-    a.load_bytes(R1, (1).to_bytes(4, a.byteorder))
+    a.load_u32(R1, 1)
     a.store(R10, SCRATCH, R1)
     a.move(R1, R6)
-    a.move(R2, socket.IPPROTO_TCP)
-    a.move(R3, TCP_SAVE_SYN)
+    a.move(R2, Tcp.PROTOCOL)
+    a.move(R3, Tcp.SAVE_SYN)
     _point(a, R4, SCRATCH)
     a.move(R5, 4)
     a.call(Helper.SETSOCKOPT)
@@ -212,10 +229,10 @@ def _header(a: Assembler) -> None:
         how much room it will have."""
     )
     a.load(R2, R6, TCP_FLAGS)
-    a.jump_if(R2, "&", SYN, "syn")
+    a.jump_if(R2, "&", Flag.SYN, "syn")
     a.jump("done")
     a.label("syn")
-    a.jump_if(R2, "&", ACK, "answer")
+    a.jump_if(R2, "&", Flag.ACK, "answer")
     _load_state(a, otherwise="done")
     a.jump("put")
     a.label("answer")
@@ -274,7 +291,7 @@ def _established(a: Assembler) -> None:
     a.jump("done")
     a.label("flag_off")
     a.load(R2, R6, CALLBACK_FLAGS)
-    a.bit_and(R2, ~WRITE_HEADER_FLAG)
+    a.bit_and(R2, ~int(Callback.WRITE_HEADER))
     a.move(R1, R6)
     a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
 
@@ -363,9 +380,9 @@ def setsockopt(byteorder: ByteOrder, page_bytes: int) -> Program:
     a.load(R7, R6, SOCKOPT_SOCKET)
     a.jump_if(R7, "==", 0, "refuse")
     a.load(R2, R7, PROTOCOL)
-    a.jump_if(R2, "!=", socket.IPPROTO_TCP, "refuse")
+    a.jump_if(R2, "!=", Tcp.PROTOCOL, "refuse")
     a.load(R2, R7, SOCKET_STATE)
-    a.jump_if(R2, "!=", TCP_CLOSE, "refuse")
+    a.jump_if(R2, "!=", Tcp.CLOSE, "refuse")
     a.rule(
         """4 bytes. -1 is what we leave for the next program of the chain, which may be
         ours again: attached to a parent cgroup as well, or twice."""
@@ -417,7 +434,7 @@ def getsockopt(byteorder: ByteOrder, page_bytes: int) -> Program:
     a.load(R7, R6, SOCKOPT_SOCKET)
     a.jump_if(R7, "==", 0, "others")
     a.load(R3, R7, PROTOCOL)
-    a.jump_if(R3, "!=", socket.IPPROTO_TCP, "others")
+    a.jump_if(R3, "!=", Tcp.PROTOCOL, "others")
     a.move(R8, ABI_VERSION)
     a.jump_if(R2, "==", ABI, "answer")
     a.jump_if(R2, "!=", STATE, "others")

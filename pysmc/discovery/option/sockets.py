@@ -31,6 +31,7 @@ __all__ = [
     "installed_abi",
     "is_installed",
     "opt_in",
+    "opt_out",
     "read_state",
 ]
 
@@ -88,6 +89,15 @@ def opt_in(sock: socket.socket) -> bool:
             return False
         raise
     return True
+
+
+def opt_out(sock: socket.socket) -> None:
+    """Take an `opt_in` back: for a socket whose connect failed. One system call.
+
+    Raises:
+        OSError: As `opt_in`; also when no programs are installed.
+    """
+    sock.setsockopt(LEVEL, STATE, 0)
 
 
 def read_state(sock: socket.socket) -> OptionState | None:

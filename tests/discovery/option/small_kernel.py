@@ -9,9 +9,12 @@ import errno
 import socket
 import struct
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.discovery.option.interpreter import Machine, Refused, Region
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SOCKETS, LISTENERS = 7, 8
 """Descriptors of the two maps."""
@@ -39,7 +42,9 @@ class Sock:
     def bits(self, kernel: Kernel, instance: int = 0) -> int | None:
         """What an instance of the programs keeps with it; None if nothing."""
         region = self.storage.get(instance)
-        return region and int.from_bytes(region.bytes(), kernel.byteorder)
+        return (
+            None if region is None else int.from_bytes(region.bytes(), kernel.byteorder)
+        )
 
 
 def options_of(text: bytes) -> list[bytes]:
@@ -345,12 +350,10 @@ def header(kernel: Kernel, sock: Sock, tcp_flags: int) -> bytes:
     if not sock.callback_flags & WRITE_FLAG:
         return b""
     length = kernel.call(LENGTH_CB, sock, tcp_flags=tcp_flags)
-    return _written(
-        kernel, length, lambda: kernel.call(WRITE_CB, sock, tcp_flags=tcp_flags)
-    )
+    return _written(length, lambda: kernel.call(WRITE_CB, sock, tcp_flags=tcp_flags))
 
 
-def _written(kernel: Kernel, length: bytes, write: Any) -> bytes:
+def _written(length: bytes, write: Callable[[], bytes]) -> bytes:
     if not length:
         return b""
     written = write()
@@ -380,7 +383,7 @@ def answer(
         "saved_syn": syn,
     }  # fmt: skip
     length = kernel.call(LENGTH_CB, None, **facts)
-    return _written(kernel, length, lambda: kernel.call(WRITE_CB, None, **facts))
+    return _written(length, lambda: kernel.call(WRITE_CB, None, **facts))
 
 
 def accept(kernel: Kernel, listener: Sock, syn: bytes, *, kept: bool = True) -> Sock:

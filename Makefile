@@ -79,7 +79,8 @@ lab: $(DEV_STAMP)  ## a guest with soft-RoCE: the scenarios of every run (docs/h
 	    $(if $(filter require,$(PYSMC_LAB)),--lane lab) $(ARGS) tests/lab
 
 lab-long: $(DEV_STAMP)  ## the scenarios that take minutes
-	$(PYTHON_ENV)/python -m pytest -v -s -m "lab_long or (lab and long)" $(ARGS) tests/lab
+	$(PYTHON_ENV)/python -m pytest -v -s -m "lab_long or (lab and long)" \
+	    --lab-report $(ARGS) tests/lab
 
 lab-shell: $(DEV_STAMP)  ## a shell in the guest
 	$(PYTHON_ENV)/python tools/run_lab.py shell

@@ -18,7 +18,13 @@ from pysmc.testing.invariants import Watch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytest_plugins = ["house_gate", "lab.plugin", "long_runs"]
+pytest_plugins = [
+    "house_gate",
+    "interop_matrix",
+    "lab.plugin",
+    "lab.report",
+    "long_runs",
+]
 
 # No deadline in any profile: how long an example takes depends on the machine, and
 # tests that bound a time say so and measure it themselves.

@@ -38,6 +38,8 @@ for _name in (
     "matrix",
     "players",
     "playing",
+    "odd_clc",
+    "odd_ends",
 ):
     _load(_name)
 
@@ -45,6 +47,7 @@ from pysmc.discovery.option.install import attach  # noqa: E402  # loaded just n
 from pysmc.discovery.option.sockets import is_installed  # noqa: E402
 from tests.lab.ends import Ends, Place  # noqa: E402  # loaded just now
 from tests.lab.kernel_smc import Kernel  # noqa: E402
+from tests.lab.odd_ends import Meetings, OddPlayer  # noqa: E402
 
 
 @pytest.fixture
@@ -72,3 +75,10 @@ def option() -> None:
     """The programs for the TCP option are attached, for every process of the guest."""
     if not is_installed():
         attach()  # to the root of all cgroups: it stays until the guest ends
+
+
+@pytest.fixture
+def meetings(place, option) -> Iterator[Meetings]:
+    """Bring an end of ours and one of the kernel together; see `tests.lab.odd_ends`."""
+    with Ends(place, OddPlayer) as started:
+        yield Meetings(started)

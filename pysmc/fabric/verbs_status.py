@@ -29,7 +29,8 @@ _MEANINGS: Final = {
     1: (Status.BROKEN_RULE, "the peer sent more than a receive takes"),
     # What soft-RoCE says of a SEND that is longer than its receive.
     2: (Status.BROKEN_RULE, "the device refused a request of the peer, or one of ours"),
-    5: (Status.BROKEN_RULE, "the peer broke a rule, which ended the queue pair"),
+    # A write outside our memory ends it in this way, and a port that goes down.
+    5: (Status.FLUSHED, "the device ended the queue pair, and does not say why"),
     7: (Status.BROKEN_RULE, "the peer answered what was not asked"),
     9: (Status.REMOTE_ACCESS, "the peer found our request invalid"),
     10: (Status.REMOTE_ACCESS, "rkey and address are not the peer's memory"),

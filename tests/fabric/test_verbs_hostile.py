@@ -114,4 +114,4 @@ def test_a_port_that_is_down_is_blamed_before_the_peer(
         assert down.status is Status.PEER_GONE
         assert down.payload == "GID 10.0.0.1 of fake1 belongs to a port that is DOWN"
     else:
-        assert down.status is Status.BROKEN_RULE
+        assert down.status is Status.FLUSHED

@@ -15,7 +15,7 @@ from pysmc.fabric.verbs_status import describe, name_of, status_of
         (1, "IBV_WC_LOC_LEN_ERR", Status.BROKEN_RULE),
         (2, "IBV_WC_LOC_QP_OP_ERR", Status.BROKEN_RULE),
         (4, "IBV_WC_LOC_PROT_ERR", Status.FLUSHED),
-        (5, "IBV_WC_WR_FLUSH_ERR", Status.BROKEN_RULE),
+        (5, "IBV_WC_WR_FLUSH_ERR", Status.FLUSHED),
         (9, "IBV_WC_REM_INV_REQ_ERR", Status.REMOTE_ACCESS),
         (10, "IBV_WC_REM_ACCESS_ERR", Status.REMOTE_ACCESS),
         (11, "IBV_WC_REM_OP_ERR", Status.PEER_GONE),
@@ -33,6 +33,11 @@ def test_numbers_have_names_and_meanings(
     assert name_of(number) == name
     assert status_of(number) is status
     assert describe(number).endswith(f"({name}, {number})")
+
+
+def test_a_flushed_request_blames_nobody() -> None:
+    """Its port may have gone down, of which the kernel tells later."""
+    assert "peer" not in describe(5)
 
 
 def test_a_device_may_say_more() -> None:

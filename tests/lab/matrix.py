@@ -13,7 +13,20 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["CELLS", "KINDS", "Cell", "Kind", "Order", "Stage", "State", "by_name"]
+__all__ = [
+    "CELLS",
+    "KINDS",
+    "OUR_REASONS",
+    "SEEN_BY_KERNEL",
+    "Cell",
+    "Kind",
+    "Order",
+    "Seen",
+    "Stage",
+    "State",
+    "by_name",
+    "order",
+]
 
 KIB, MIB = 1 << 10, 1 << 20
 
@@ -272,3 +285,47 @@ def by_name(name: str) -> Cell:
     """Find a cell."""
     (cell,) = [cell for cell in CELLS if cell.name == name]
     return cell
+
+
+class Seen(NamedTuple):
+    """How the kernel sees its own end after a fallback: what smc_diag says."""
+
+    reason: int
+    peer_diagnosis: int = 0
+
+
+NO_DEVICE, PEER_NO_SMC, PEER_DECLINED = 0x03030000, 0x03010000, 0x05000000
+
+SEEN_BY_KERNEL: dict[tuple[str, str], Seen] = {
+    ("decline by the client", "client"): Seen(NO_DEVICE),
+    ("decline by the server", "client"): Seen(PEER_DECLINED, NO_DEVICE),
+    ("no UEID in common", "client"): Seen(PEER_DECLINED, NO_DEVICE),
+    ("option but no device at the client", "client"): Seen(NO_DEVICE),
+    ("option but no device at the server", "client"): Seen(PEER_DECLINED, NO_DEVICE),
+    ("no option at the server", "client"): Seen(PEER_NO_SMC),
+    ("decline by the client", "server"): Seen(PEER_DECLINED, NO_DEVICE),
+    ("decline by the server", "server"): Seen(NO_DEVICE),
+    ("no UEID in common", "server"): Seen(NO_DEVICE),
+    ("option but no device at the client", "server"): Seen(PEER_DECLINED, NO_DEVICE),
+    ("option but no device at the server", "server"): Seen(NO_DEVICE),
+    ("no option at the client", "server"): Seen(PEER_NO_SMC),
+}
+"""By the cell and the kernel's role. An end without the option has no SMC socket."""
+
+OUR_REASONS: dict[tuple[str, str], str] = {
+    ("decline by the client", "server"): "PEER_DECLINED",
+    ("decline by the server", "server"): "NO_COMMON_EID",
+    ("no UEID in common", "server"): "NO_COMMON_EID",
+    ("option but no device at the client", "server"): "PEER_DECLINED",
+    ("option but no device at the server", "server"): "NO_DEVICE",
+    ("no option at the client", "server"): "PEER_NO_SMC",
+    ("no option at the server", "server"): "PEER_NO_SMC",
+    ("decline by the client", "client"): "NO_DEVICE",
+    ("decline by the server", "client"): "PEER_DECLINED",
+    ("no UEID in common", "client"): "PEER_DECLINED",
+    ("option but no device at the client", "client"): "NO_DEVICE",
+    ("option but no device at the server", "client"): "PEER_DECLINED",
+    ("no option at the client", "client"): "PEER_NO_SMC",
+    ("no option at the server", "client"): "PEER_NO_SMC",
+}
+"""What pysmc says, by the cell and its role."""

@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import os
 import select
 import socket
 import struct
@@ -215,6 +216,11 @@ class KernelPlayer:
                 line.received.check(data)
         except OSError as error:
             return {"failed": type(error).__name__, "text": str(error)}
+        # A reset ends a read that waits as the end of the stream does; the error is
+        # kept for the next call (smc_rx_recvmsg of Linux 6.12).
+        if number := line.way.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            later = OSError(number, os.strerror(number))
+            return {"failed": type(later).__name__, "text": f"later: {later}"}
         return {"failed": None, "text": "the stream ended"}
 
     def do_close(self) -> dict[str, Any]:

@@ -14,15 +14,27 @@ import platform
 import select
 import signal
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lab import smc_netlink
 from tests.lab.kernel_smc import set_up
-from tests.lab.matrix import CELLS, END, Cell, Kind, Order, Stage, one_way, order
+from tests.lab.matrix import (
+    CELLS,
+    END,
+    OUR_REASONS,
+    SEEN_BY_KERNEL,
+    Cell,
+    Kind,
+    Order,
+    Seen,
+    Stage,
+    one_way,
+    order,
+)
 from tests.lab.measuring import show
-from tests.lab.network_faults import impaired, resources, wait_for_resources
+from tests.lab.network_faults import impaired, resources
 from tests.lab.players import PysmcPlayer, be_a_kernel_end
 
 if TYPE_CHECKING:
@@ -52,13 +64,6 @@ STATES: dict[str, dict[str, Any]] = {
     "declines": {"fabrics": ("shm",)},
 }
 """How a pysmc end is brought into each state of the table: changes of its Config."""
-
-
-class Seen(NamedTuple):
-    """How the kernel sees its own end after a fallback, for one cell."""
-
-    reason: int
-    peer_diagnosis: int
 
 
 @contextlib.contextmanager
@@ -104,7 +109,6 @@ class Play:
         self.infos: dict[str, dict[str, Any] | None] = {}
         self.ports: list[int] = []
         self.figures: dict[str, Any] = {}
-        self.after_fallback: Seen | None = None
 
     # Ends
 
@@ -157,12 +161,11 @@ class Play:
             if self.cell.is_smcr:
                 found = (info["mode"], info["version"], info["fabric"])
                 assert found == ("smcr", version, "verbs"), info
-            elif info is not None:
+            else:
                 assert info["mode"] == "tcp", info
-                self.figures[f"{role}_reason"] = info["reason"] and (
-                    info["reason"]["name"],
-                    info["reason"]["side"],
-                )
+                why = info["reason"]["name"]
+                self.figures[f"{role}_reason"] = why
+                assert why == OUR_REASONS[self.cell.name, role], info
         self.infos[role] = answer["infos"][-1]
         self.figures.setdefault("mode", info["mode"] if info else "tcp")
         self.figures["link_groups"] = dict(
@@ -190,7 +193,7 @@ class Play:
                 self.figures["kernel"] = (
                     f"{found.reason:08x}/{found.peer_diagnosis:08x}"
                 )
-                assert self.after_fallback in {None, found}, self.figures
+                assert found == SEEN_BY_KERNEL[self.cell.name, role], self.figures
 
     # Stages
 
@@ -248,12 +251,12 @@ class Play:
 
     def groups(self, wanted: list[int], deadline: float = 15.0) -> None:
         """Wait until the link groups of every pysmc end have so many connections."""
-        until = time.monotonic() + deadline
-        for role, kind in self.kinds.items():
-            if kind == "pysmc":
-                while (found := self.ends[role].ask("groups")["connections"]) != wanted:
-                    assert time.monotonic() < until, (role, found)
-                    select.select([], [], [], 0.05)
+
+        def found() -> list[Any]:
+            ours = [role for role, kind in self.kinds.items() if kind == "pysmc"]
+            return [self.ends[role].ask("groups")["connections"] for role in ours]
+
+        wait_until(lambda: all(one == wanted for one in found()), found, deadline)
 
     # Cells that are more than their stages
 
@@ -268,11 +271,11 @@ class Play:
                         undo.enter_context(kernel_in_state(self._kernel, state))
                 for name, value in self.cell.sysctl.items():
                     self._kernel.sysctl(name, value)
-            before = resources()
+            before = held()
             began = time.monotonic()
             special()
             self.figures["seconds"] = time.monotonic() - began
-            wait_for_resources(before)
+            wait_until(lambda: held() == before, lambda: (held(), before))
 
     def _plain(self) -> None:
         self.start("server")
@@ -378,6 +381,27 @@ RDMA_DEVICES = {"client": "rxe1", "server": "rxe0"}
 RESETS = ("ConnectionResetError", "ConnectionAbortedError", "ConnectionReset")
 
 
+def held() -> dict[str, dict[str, int]]:
+    """Count what is held of each RDMA device, but for what the kernel keeps for good.
+
+    Its SMC makes two completion queues for a device that is used for the first time.
+    """
+    return {
+        device: {kind: count for kind, count in counts.items() if kind != "cq"}
+        for device, counts in resources().items()
+    }
+
+
+def wait_until(
+    is_so: Callable[[], bool], tell: Callable[[], object], deadline: float = 10.0
+) -> None:
+    """Wait until something is so; says what else was after the deadline."""
+    until = time.monotonic() + deadline
+    while not is_so():
+        assert time.monotonic() < until, tell()
+        select.select([], [], [], 0.05)
+
+
 def cases(quick: Collection[str], left_out: Collection[str] = ()) -> list[Any]:
     """Make a pytest parameter of every cell.
 
@@ -401,7 +425,6 @@ def play(
     ends: Ends,
     record: Callable[[str, object], None],
     kernel: Kernel | None = None,
-    seen: Seen | None = None,
 ) -> None:
     """Carry out a cell; what is worth telling of it is put into the report.
 
@@ -411,10 +434,8 @@ def play(
         ends: Starts processes.
         record: The fixture `record_property`.
         kernel: The kernel's SMC, where an end is the kernel.
-        seen: How the kernel has to see a fallback.
     """
     one = Play(cell, kinds, ends, kernel)
-    one.after_fallback = seen
     figures = {"cell": cell.name, "client": kinds[0], "server": kinds[1]}
     figures["kernel_release"] = platform.release()
     try:

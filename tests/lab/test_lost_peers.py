@@ -92,8 +92,7 @@ def streaming(ends):
     return make
 
 
-@LONG
-@pytest.mark.parametrize("device", ["va", "vb"])
+@pytest.mark.parametrize("device", ["va", pytest.param("vb", marks=LONG)])
 def test_a_network_device_goes_down(ends, streaming, before, device):
     server, client = streaming()
     with link_down(device):

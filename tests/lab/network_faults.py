@@ -129,6 +129,7 @@ def silent_neighbour(address: str) -> Iterator[None]:
     try:
         yield
     finally:
+        run(f"ip route del {address} dev va table 102")
         run("ip rule del pref 12")
         run(f"ip addr del {address}/24 dev vb")
         run("sysctl -qw net.ipv4.conf.vb.arp_ignore=0")

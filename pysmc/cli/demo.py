@@ -20,6 +20,8 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pysmc.config import Config
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
@@ -175,6 +177,10 @@ def _both_passes(
 ) -> dict[str, Any]:
     total = sum(size for _, size in files)
     made = environment(options.fabric, hosts)
+    try:
+        Config.from_env(made)
+    except ValueError as error:  # else each of the processes would name it
+        raise DemoError(error) from error
     with _progress(total, quiet=options.json) as begin:
         run = [sys.executable, "-m", "pysmc", "run"]
         if options.require:
@@ -223,13 +229,14 @@ class _Pass(NamedTuple):
             )
             # Leaving ends the server's standard input, and with that the server.
             stack.callback(server.terminate)
+            # It waits for its job, and its start may take as long as the server's.
+            client = self._start(stack, [*command, "pysmc.cli.demo_client"])
+            stack.callback(client.kill)
             assert server.stdout is not None
             port = server.stdout.readline().strip()
             if not port:
                 message = f"the server did not start, exit code {server.wait()}"
                 raise DemoError(message)
-            client = self._start(stack, [*command, "pysmc.cli.demo_client"])
-            stack.callback(client.kill)
             host = f"[{self.host}]" if ":" in self.host else self.host
             return _follow(
                 client, self.job | {"base": f"http://{host}:{port}/"}, advance

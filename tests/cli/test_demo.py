@@ -120,10 +120,18 @@ def test_a_bad_setting_is_named_once(pysmc, files):
     done = pysmc("demo", "--path", files, "--json", env={"PYSMC_RMBE_BYTES": "3"})
     assert (done.code, done.out) == (1, "")
     assert done.err == (
-        "pysmc run: rmbe_bytes is 3; allowed is a power of two from 16384"
+        "pysmc demo: rmbe_bytes is 3; allowed is a power of two from 16384"
         " to 536870912\n"
-        "pysmc demo: the server did not start, exit code 2\n"
     )
+
+
+def test_a_server_that_does_not_start_is_told(pysmc, files):
+    """The client is there by then, and waits for its job."""
+    done = pysmc("demo", "--path", files, "--json", "--hosts", "192.0.2.1")
+    assert (done.code, done.out) == (1, "")
+    last = done.err.splitlines()[-1]
+    assert last == "pysmc demo: the server did not start, exit code 1"
+    assert "demo_client" not in done.err
 
 
 def test_where_smc_is_required_it_says_what_is_missing(pysmc, files):

@@ -55,7 +55,7 @@ class Config:
 
     fabrics: tuple[str, ...] = ("shm",)
     """Fabrics in order of preference: "shm", "verbs"."""
-    discovery: tuple[str, ...] = ("local",)
+    discovery: tuple[str, ...] = ("tcp_option", "local")
     """Ways to learn that a peer speaks SMC: "tcp_option", "local", "static"."""
     peers: tuple[str, ...] = ()
     """For "static": host or host:port patterns; the port is the service's."""

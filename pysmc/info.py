@@ -49,3 +49,6 @@ class ConnectionInfo:
     """Size of our receive buffer in bytes."""
     peer_rmbe_bytes: int | None = None
     """Size of the peer's receive buffer in bytes."""
+    discovery: str | None = None
+    """How the peer showed that it speaks SMC: "tcp_option", "local" or "static"; None
+    when it did not."""

@@ -11,7 +11,7 @@ from pysmc.config import Config
 def test_defaults_are_allowed_and_frozen() -> None:
     config = Config()
     assert config.fabrics == ("shm",)
-    assert config.discovery == ("local",)
+    assert config.discovery == ("tcp_option", "local")
     assert config.fallback == "allow"
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.fallback = "require"  # type: ignore[misc]

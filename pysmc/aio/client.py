@@ -31,7 +31,7 @@ from pysmc.reasons import Reason
 if TYPE_CHECKING:
     from pysmc.aio.driver import Driver
     from pysmc.config import Config
-    from pysmc.discovery import Mark
+    from pysmc.discovery import Mark, OptionMark
 
 __all__ = ["open_connection"]
 
@@ -132,7 +132,7 @@ async def _connect(
     proto: int = 0,
     flags: int = 0,
     local_addr: tuple[str, int] | None = None,
-) -> tuple[socket.socket, Mark | Reason]:
+) -> tuple[socket.socket, Mark | OptionMark | Reason]:
     if sock is not None:
         if host is not None or port is not None:
             message = "host/port and sock can not be specified at the same time"
@@ -169,10 +169,10 @@ async def _connect(
 
 async def _connect_to(
     driver: Driver, info: Any, here: list[Any] | None
-) -> tuple[socket.socket, Mark | Reason]:
+) -> tuple[socket.socket, Mark | OptionMark | Reason]:
     family, kind, proto, _, address = info
     sock = socket.socket(family, kind, proto)
-    found: Mark | Reason | None = None
+    found: Mark | OptionMark | Reason | None = None
     try:
         sock.setblocking(False)  # noqa: FBT003
         if here is not None:

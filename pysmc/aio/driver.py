@@ -28,6 +28,7 @@ from pysmc.core.endpoint import Endpoint, Identity
 from pysmc.core.rate import Rate
 from pysmc.discovery import Discovery
 from pysmc.discovery.beacon import Lookup
+from pysmc.discovery.presence import Presence
 from pysmc.errors import (
     ConnectionReset,
     Declined,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from pysmc.aio.transport_end import EndingTransport
     from pysmc.config import Config
     from pysmc.core.connection import Connection
-    from pysmc.discovery import Announcement, Mark
+    from pysmc.discovery import Announcement, Mark, OptionMark, Way
     from pysmc.fabric.base import Device
 
 __all__ = ["Driver"]
@@ -118,10 +119,13 @@ class Driver(Pump):
     ) -> None:
         super().__init__(loop, config, opener, clock, finder)
         self.config = config
-        self.discovery = discovery or Discovery(loop, config)
+        is_wanted = "tcp_option" in config.discovery and bool(config.fabrics)
+        self.presence = Presence(loop.time, is_wanted=is_wanted and discovery is None)
+        """Whether the TCP option is installed."""
+        self.discovery = discovery or Discovery(loop, config, self.presence)
         self.lookup = _quick_lookup(config) if discovery is None else None
         """Tells alone whether a port has a beacon; None where that is not enough to
-        know that a destination is plain."""
+        know that a destination is plain. It never is where the option is installed."""
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
         # In the order in which they were made, as a set would not be.
@@ -135,7 +139,9 @@ class Driver(Pump):
         self._newcomers = Rate(NEWCOMERS_PER_SECOND, NEWCOMERS_AT_ONCE)
         self.admission = Admission(config)
         """Counts negotiations, and what goes beyond the limits."""
-        self._tcp_outcomes: dict[tuple[str, int], tuple[Reason, Outcome]] = {}
+        self._tcp_outcomes: dict[
+            tuple[str, int, Way | None], tuple[Reason, Outcome]
+        ] = {}
         _living.add(self)
 
     def __repr__(self) -> str:
@@ -190,8 +196,13 @@ class Driver(Pump):
         self.check_owner()
         return self.admission.negotiating(host)
 
-    def on_tcp(self, role: str, why: Reason | None) -> Outcome:
+    def on_tcp(self, role: str, why: Reason | None, way: Way | None = None) -> Outcome:
         """Give the outcome of a connection that is plain TCP.
+
+        Args:
+            role: "client" or "server".
+            why: The reason.
+            way: How the peer showed that it speaks SMC, if it did.
 
         Raises:
             Declined: SMC-R is required.
@@ -201,21 +212,26 @@ class Driver(Pump):
             raise Declined(why)
         # By identity: the usual reasons are constants, and hashing them would cost more
         # than making the outcome.
-        known = self._tcp_outcomes.get((role, id(why)))
+        known = self._tcp_outcomes.get((role, id(why), way))
         if known is not None:
             outcome = known[1]
         else:
             info = ConnectionInfo(
-                mode="tcp", role="client" if role == "client" else "server", reason=why
+                mode="tcp",
+                role="client" if role == "client" else "server",
+                reason=why,
+                discovery=None if way is None else way.value,
             )
             outcome = Outcome(info)
             # Reasons that name addresses or waits would otherwise pile up.
             if len(self._tcp_outcomes) < TCP_OUTCOMES_MAX:
-                self._tcp_outcomes[role, id(why)] = (why, outcome)
+                self._tcp_outcomes[role, id(why), way] = (why, outcome)
         return outcome
 
-    def info_of(self, connection: Connection, role: str) -> ConnectionInfo:
-        """Describe a connection on SMC-R."""
+    def info_of(
+        self, connection: Connection, role: str, way: Way | None = None
+    ) -> ConnectionInfo:
+        """Describe a connection on SMC-R, and how its peer showed itself."""
         group, link = connection.group, connection.link
         assert link.remote is not None, "an established connection has a peer"
         return ConnectionInfo(
@@ -230,6 +246,7 @@ class Driver(Pump):
             peer_gid=socket.inet_ntop(socket.AF_INET6, link.remote.gid),
             rmbe_bytes=connection.rmbe_bytes,
             peer_rmbe_bytes=connection.peer_rmbe_bytes,
+            discovery=None if way is None else way.value,
         )
 
     # Devices
@@ -266,13 +283,17 @@ class Driver(Pump):
             sock, lambda: {group.device for group in self.endpoint.groups}
         )
 
-    def refusal(self, host: str | None = None) -> Reason | None:
-        """Tell why a peer of the static list has to be declined now, if so.
+    def refusal(
+        self, host: str | None = None, *, must_answer: bool = False
+    ) -> Reason | None:
+        """Tell why a peer that speaks CLC in any case has to be declined now, if so.
 
-        It speaks CLC in any case, so its connection can be neither ignored nor TCP.
+        Its connection can be neither ignored nor TCP without a word.
 
         Args:
             host: The peer's numeric address, when it is our client.
+            must_answer: Decline however many there are: a client that showed the option
+                would lose a connection that plain TCP had given it.
 
         Raises:
             ConnectionReset: There are so many that not even a Decline is affordable.
@@ -281,7 +302,8 @@ class Driver(Pump):
         if self._endpoint is None:
             message = f"there is nothing left to answer the peer with: {why}"
             raise ConnectionReset(message)
-        if limit := self.admission.exceeded(host, times=2):
+        limit = None if must_answer else self.admission.exceeded(host, times=2)
+        if limit:
             self.admission.over(limit)
             message = "too many handshakes are in progress to decline another one"
             raise ConnectionReset(message)
@@ -337,34 +359,37 @@ class Driver(Pump):
         if self.transports:
             self._newcomers.take(self.time())
 
-    def inspect(self, conn: socket.socket) -> Reason | None:
-        """Look at an accepted connection: None when `negotiate_server` is worth it."""
-        return self.judge(conn, self.discovery.inspect(conn))
+    def opt_in(self, listener: socket.socket) -> None:
+        """Let a listener show the TCP option; before it listens."""
+        self.check_owner()
+        if is_tcp(listener):
+            is_able = self.presence.is_here() and self.open() is None
+            self.discovery.opt_in(listener, is_able=is_able)
 
-    def judge(self, conn: socket.socket, found: Reason | bool) -> Reason | None:  # noqa: FBT001
+    def inspect(self, conn: socket.socket) -> Way | Reason:
+        """Look at an accepted connection: a way when `negotiate_server` is worth it."""
+        return self.judge(self.discovery.inspect(conn))
+
+    def judge(self, found: Way | Reason) -> Way | Reason:
         """Say what discovery's answer about an accepted connection comes to."""
         if isinstance(found, Reason):
             # Without a device no listener was announced, which is all it found out.
             return self.no_device or found
-        if self.discovery.lists(conn):
-            return None
+        if found.is_binding:
+            return found
         if not self.has_room() and not self.admission.may_refuse():
             return self.limit_reason()
-        return self.open()
+        return self.open() or found
 
-    def prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
+    def prepare(self, sock: socket.socket, address: Any) -> Mark | OptionMark | Reason:
         """Look for SMC before a socket connects; follow with `connected`."""
         self.check_owner()
-        found = self.discovery.prepare(sock, address)
-        if isinstance(found, Reason) or found.verdict is not None:
-            return found
+        return self.discovery.prepare(sock, address, self.why_not)
+
+    def why_not(self) -> Reason | None:
+        """Say why no connection can begin a handshake now, if so."""
         why = self.open()
-        if why is None and not self.has_room():
-            why = self.limit_reason()
-        if why is not None:
-            self.discovery.settle_tcp(found)
-            return why
-        return found
+        return self.limit_reason() if why is None and not self.has_room() else why
 
     # The application's side of a connection
 
@@ -425,7 +450,7 @@ class Driver(Pump):
 
 def _quick_lookup(config: Config) -> Lookup | None:
     """Make the look-up that is enough where nothing but beacons is asked."""
-    if config.discovery != ("local",) or not config.fabrics:
+    if set(config.discovery) - {"tcp_option"} != {"local"} or not config.fabrics:
         return None
     try:
         return Lookup()

@@ -29,6 +29,7 @@ from pysmc.aio.negotiation import (
     negotiate_client,
     negotiate_server,
 )
+from pysmc.aio.raw_sockets import Found, RawSocketLoop
 from pysmc.aio.selector import FabricSelector
 from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.tls import make_tls_transport, start_tls
@@ -36,15 +37,16 @@ from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
 from pysmc.discovery.findings import PEER_NO_SMC
 from pysmc.discovery.mark import read_mark
+from pysmc.discovery.order import Way
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import Declined, HandshakeTimeout, SmcError
-from pysmc.reasons import Reason, reason
+from pysmc.reasons import Reason
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine
 
-    from pysmc.discovery import Announcement, Mark
+    from pysmc.discovery import Announcement, Mark, OptionMark
     from pysmc.fabric.base import Device
     from pysmc.info import ConnectionInfo
 
@@ -54,10 +56,8 @@ log = logging.getLogger("pysmc")
 
 IPPROTO_TCP = int(socket.IPPROTO_TCP)
 
-USED_RAW = reason("NOT_MARKED", "local", "The program used the socket itself before.")
 
-
-class Loop(asyncio.SelectorEventLoop):
+class Loop(RawSocketLoop):
     """asyncio's selector loop with SMC-R beneath its TCP connections.
 
     Args:
@@ -74,7 +74,6 @@ class Loop(asyncio.SelectorEventLoop):
         "_announcements",
         "_driver",
         "_fabric_selector",
-        "_found",
         "_outcomes",
         "_plain_client",
         "_plain_server",
@@ -98,9 +97,7 @@ class Loop(asyncio.SelectorEventLoop):
         # What connections to and from plain peers are told, if such may be.
         self._plain_client: ConnectionInfo | None = None
         self._plain_server: ConnectionInfo | None = None
-        # What discovery said about a socket that was connected here, by descriptor.
-        # The reference tells whether the descriptor is still that socket's.
-        self._found: dict[int, tuple[weakref.ref[socket.socket], Mark | Reason]] = {}
+        self._found = {}
         # Outcomes on their way from a negotiation to the transport that is made next.
         self._outcomes: dict[socket.socket, Outcome] = {}
         # By descriptor as well: a program may close a listener behind our back, and the
@@ -128,8 +125,9 @@ class Loop(asyncio.SelectorEventLoop):
                 raise RuntimeError(message)
             driver = self._driver = self._make_driver()
             if self.config.fallback == "allow":
-                self._plain_client = driver.on_tcp("client", PEER_NO_SMC).info
-                self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
+                plain = driver.presence.absent
+                self._plain_client = driver.on_tcp("client", plain).info
+                self._plain_server = driver.on_tcp("server", plain).info
         return driver
 
     def _make_driver(self) -> Driver:
@@ -181,9 +179,12 @@ class Loop(asyncio.SelectorEventLoop):
             and sock.proto == IPPROTO_TCP
             and type(address) is tuple
             and type(address[1]) is int
+            and self.time() < driver.presence.absent_until
             and not driver.lookup.has_port(address[1])
         ):
-            self._found[sock.fileno()] = (weakref.ref(sock), PEER_NO_SMC)
+            self._found[sock.fileno()] = Found(
+                weakref.ref(sock), driver.presence.absent, self._plain_client
+            )
             return super().sock_connect(sock, address)
         if not is_tcp(sock):
             return super().sock_connect(sock, address)
@@ -205,16 +206,9 @@ class Loop(asyncio.SelectorEventLoop):
             discovery.connected(found)
         self._remember(sock, found)
 
-    def _remember(self, sock: socket.socket, found: Mark | Reason) -> None:
-        self._found[sock.fileno()] = (weakref.ref(sock), found)
-
-    def _recall(self, sock: socket.socket) -> Mark | Reason | None:
-        entry = self._found.get(sock.fileno())
-        return entry[1] if entry is not None and entry[0]() is sock else None
-
     async def _prepare_by_name(
         self, sock: socket.socket, address: Any, found: Reason
-    ) -> Mark | Reason:
+    ) -> Mark | OptionMark | Reason:
         """Try again with the numeric address; only direct callers give a host name."""
         numeric = await self._resolve(sock, address)
         return found if numeric is None else self.driver.prepare(sock, numeric)
@@ -245,7 +239,7 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> Coroutine[Any, Any, tuple[Any, Any]]:
         if not server_side and self._plain_client is not None:
             entry = self._found.get(sock.fileno())
-            if entry and entry[1] is PEER_NO_SMC and entry[0]() is sock:
+            if entry and entry.plain is not None and entry.sock() is sock:
                 return super()._create_connection_transport(  # type: ignore[misc,no-any-return]
                     sock, protocol_factory, ssl, server_hostname, **options
                 )
@@ -265,8 +259,8 @@ class Loop(asyncio.SelectorEventLoop):
             self.driver.check_owner()
             sock.setblocking(False)  # noqa: FBT003  # a program may give any
             if server_side:
-                why = self.driver.inspect(sock)
-                self._outcomes[sock] = await self._settle_accepted(sock, why)
+                found_there = self.driver.inspect(sock)
+                self._outcomes[sock] = await self._settle_accepted(sock, found_there)
             else:
                 found = self._recall(sock) or NOT_MARKED
                 self._found.pop(sock.fileno(), None)
@@ -288,13 +282,22 @@ class Loop(asyncio.SelectorEventLoop):
         """Serve TCP; whoever is cancelled meanwhile leaves no listener behind."""
         # asyncio's would go on to serve: it waits a turn after it has begun.
         server = await super().create_server(*args, start_serving=False, **options)
-        if start_serving:
-            try:
+        try:
+            for listener in server.sockets:
+                self._opt_in(listener)
+            if start_serving:
                 await server.start_serving()
-            except BaseException:
-                server.close()
-                raise
+        except BaseException:
+            server.close()
+            raise
         return server
+
+    def _opt_in(self, listener: Any) -> None:
+        """Let a listener show the TCP option, which it can only before it listens."""
+        driver = self.driver
+        driver.opt_in(listener)
+        if driver.discovery.serves_option and self._plain_server is not None:
+            self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
 
     def _start_serving(
         self, protocol_factory: Any, sock: socket.socket, *args: Any, **kwargs: Any
@@ -348,19 +351,23 @@ class Loop(asyncio.SelectorEventLoop):
             driver = self._driver or self.driver
             driver.accepted()
             marked: bool | None = None
-            if driver.lookup is not None and self._announcements:
+            if (
+                driver.lookup is not None
+                and self._announcements
+                and not driver.discovery.serves_option
+            ):
                 try:  # contextlib.suppress would cost as much as the look
                     marked = read_mark(conn)
                 except OSError:
                     marked = None
-            found: Reason | bool = PEER_NO_SMC
+            found: Way | Reason = PEER_NO_SMC
             if marked is not False:
-                found = marked or driver.discovery.inspect(conn)
+                found = Way.LOCAL if marked else driver.discovery.inspect(conn)
             if found is not PEER_NO_SMC or self._plain_server is None:
-                why = driver.judge(conn, found)
+                judged = driver.judge(found)
                 return begin(
                     self._negotiate_and_accept(
-                        why, protocol_factory, conn, extra, sslcontext, server, *args
+                        judged, protocol_factory, conn, extra, sslcontext, server, *args
                     )
                 )
             extra["smc"] = self._plain_server
@@ -370,7 +377,7 @@ class Loop(asyncio.SelectorEventLoop):
 
     async def _negotiate_and_accept(
         self,
-        why: Reason | None,
+        found: Way | Reason,
         protocol_factory: Any,
         conn: socket.socket,
         extra: dict[str, Any],
@@ -380,7 +387,7 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> None:
         try:
             await begun()
-            outcome = await self._settle_accepted(conn, why)
+            outcome = await self._settle_accepted(conn, found)
         except (SmcError, OSError) as error:
             log_lost(error, extra.get("peername"))
             return
@@ -404,12 +411,12 @@ class Loop(asyncio.SelectorEventLoop):
                 self._drop_outcome(conn)
 
     def _settle_accepted(
-        self, conn: socket.socket, why: Reason | None
+        self, conn: socket.socket, found: Way | Reason
     ) -> Coroutine[Any, Any, Outcome]:
-        if why is None:
-            conn.setblocking(False)  # noqa: FBT003
-            return negotiate_server(self.driver, conn)
-        return self._stay_tcp(conn, why)
+        if isinstance(found, Reason):
+            return self._stay_tcp(conn, found)
+        conn.setblocking(False)  # noqa: FBT003
+        return negotiate_server(self.driver, conn, found)
 
     async def _stay_tcp(self, conn: socket.socket, why: Reason) -> Outcome:
         try:
@@ -431,8 +438,8 @@ class Loop(asyncio.SelectorEventLoop):
     ) -> Any:
         if extra is None or "smc" not in extra:
             entry = self._found.get(sock.fileno())
-            if entry and entry[1] is PEER_NO_SMC and entry[0]() is sock:
-                extra = {"smc": self._plain_client}
+            if entry and entry.plain is not None and entry.sock() is sock:
+                extra = {"smc": entry.plain}
                 return super()._make_socket_transport(  # type: ignore[misc]
                     sock, protocol, waiter, extra=extra, server=server
                 )
@@ -466,8 +473,10 @@ class Loop(asyncio.SelectorEventLoop):
         **timeouts: Any,
     ) -> Any:
         outcome = self._outcomes.pop(rawsock, None)
-        if outcome is None and self._recall(rawsock) is PEER_NO_SMC:
-            outcome = self.driver.on_tcp("client", PEER_NO_SMC)
+        if outcome is None:
+            entry = self._found.get(rawsock.fileno())
+            if entry and entry.plain is not None and entry.sock() is rawsock:
+                outcome = Outcome(entry.plain)
         if outcome is not None and outcome.negotiation is not None:
             return make_tls_transport(
                 self.driver,
@@ -502,54 +511,6 @@ class Loop(asyncio.SelectorEventLoop):
             outcome.negotiation.drop()
             sock.close()
 
-    # Sockets that the program uses itself
-
-    def _used_raw(self, sock: socket.socket) -> None:
-        found = self._recall(sock)
-        if found is None or found is USED_RAW:
-            return
-        self._remember(sock, USED_RAW)
-        if not isinstance(found, Reason):
-            self.driver.discovery.settle_tcp(found)
-
-    async def sock_recv(self, sock: socket.socket, nbytes: int) -> bytes:
-        """Receive from a socket, which stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_recv(sock, nbytes)
-
-    async def sock_recv_into(self, sock: socket.socket, buf: Any) -> int:
-        """Receive into a buffer from a socket, which stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_recv_into(sock, buf)
-
-    async def sock_recvfrom(self, sock: socket.socket, bufsize: int) -> Any:
-        """Receive a datagram, or bytes of a socket that stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_recvfrom(sock, bufsize)
-
-    async def sock_recvfrom_into(
-        self, sock: socket.socket, buf: Any, nbytes: int = 0
-    ) -> Any:
-        """Receive a datagram, or bytes of a socket that stays TCP, into a buffer."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_recvfrom_into(sock, buf, nbytes)
-
-    async def sock_sendall(self, sock: socket.socket, data: Any) -> None:
-        """Send over a socket, which stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        await super().sock_sendall(sock, data)
-
-    async def sock_sendto(self, sock: socket.socket, data: Any, address: Any) -> int:
-        """Send a datagram, or bytes over a socket that stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_sendto(sock, data, address)
-
     async def start_tls(
         self, transport: Any, protocol: Any, sslcontext: ssl.SSLContext, **options: Any
     ) -> asyncio.Transport:
@@ -574,20 +535,6 @@ class Loop(asyncio.SelectorEventLoop):
             if can_send(file):
                 return await send_file(transport, file, offset, count)
         return await super().sendfile(transport, file, offset, count, fallback=fallback)
-
-    async def sock_sendfile(
-        self,
-        sock: socket.socket,
-        file: Any,
-        offset: int = 0,
-        count: int | None = None,
-        *,
-        fallback: bool | None = True,
-    ) -> int:
-        """Send a file over a socket, which stays TCP."""
-        if self._found:
-            self._used_raw(sock)
-        return await super().sock_sendfile(sock, file, offset, count, fallback=fallback)
 
 
 def _with_info(

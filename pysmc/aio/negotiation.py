@@ -6,6 +6,8 @@ discovery's. Only public calls of the loop are used, so that it runs on every lo
 
 * Exactly the bytes of CLC are read, never one more: what follows stays in the kernel
   for the stock transport.
+* A server whose client showed the TCP option looks at the first bytes before it takes
+  any: if its own option was lost on the way back, they are the application's.
 * A reader stays on TCP until the hand-over, because a Decline may still come.
 * A verdict is given once. Whoever was cancelled before it took the verdict leaves
   nothing behind: the connection is ended and the socket closed.
@@ -15,26 +17,29 @@ Reference: RFC 7609 section 3.5.1; kernel counterparts: smc_clc.c, af_smc.c.
 
 from __future__ import annotations
 
+import socket
 import types
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pysmc.aio.devices import ALL
 from pysmc.core.events import News
+from pysmc.discovery.findings import NO_CLC
+from pysmc.discovery.order import Way
 from pysmc.discovery.rendezvous import Refusal
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
 from pysmc.reasons import Reason
+from smcproto.constants import EYECATCHER_SMCD, EYECATCHER_SMCR
 
 if TYPE_CHECKING:
     import asyncio
-    import socket
     from collections.abc import Coroutine, Generator
 
     from pysmc.aio.driver import Driver
     from pysmc.core.connection import Connection
     from pysmc.core.handshake import Handshake
     from pysmc.core.link import Link
-    from pysmc.discovery import Mark
+    from pysmc.discovery import Mark, OptionMark
     from pysmc.info import ConnectionInfo
 
 __all__ = [
@@ -48,6 +53,8 @@ __all__ = [
     "unread_bytes",
 ]
 
+EYECATCHERS = (EYECATCHER_SMCR, EYECATCHER_SMCD)
+EYECATCHER_BYTES = 4
 UNREAD_PIECE_BYTES = 64 * 1024
 """Most bytes of one piece of what had arrived."""
 
@@ -84,7 +91,7 @@ def begin(coroutine: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
 
 
 async def negotiate_client(
-    driver: Driver, sock: socket.socket, found: Mark | Reason
+    driver: Driver, sock: socket.socket, found: Mark | OptionMark | Reason
 ) -> Outcome:
     """Take a connected socket to its verdict at the client.
 
@@ -104,29 +111,37 @@ async def negotiate_client(
     try:
         if isinstance(found, Reason):
             return driver.on_tcp("client", found)
-        if found.verdict is None and not driver.has_room():
+        if found.way is not Way.STATIC and _may_begin(found):
             # There was room before the connect, but others have connected as well. A
             # peer that is listed already waits for CLC, so it is not asked again.
-            driver.discovery.settle_tcp(found, Refusal.LIMIT)
-            return driver.on_tcp("client", driver.limit_reason())
+            why = driver.why_not()
+            if why is not None:
+                driver.discovery.settle_tcp(found, Refusal.LIMIT, why)
+                return driver.on_tcp("client", why, found.way)
         with driver.negotiating():
-            is_listed = found.verdict is not None
+            is_listed = found.way is Way.STATIC
             verdict = await driver.discovery.wait_confirmed(found)
             if not verdict.smc:
                 return driver.on_tcp("client", verdict.reason)
             refusal = driver.refusal() if is_listed else None
-            return await Negotiation(driver, sock, "client").run(refusal)
+            return await Negotiation(driver, sock, "client", way=found.way).run(refusal)
     except BaseException:
         sock.close()
         raise
 
 
-async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
+def _may_begin(found: Mark | OptionMark) -> bool:
+    """Tell whether a handshake may follow; not once it is known to be TCP."""
+    return found.verdict is None or found.verdict.smc
+
+
+async def negotiate_server(driver: Driver, conn: socket.socket, way: Way) -> Outcome:
     """Take an accepted socket, which discovery found worth asking, to its verdict.
 
     Args:
         driver: Of the running loop.
         conn: Accepted, non-blocking. Closed when this raises.
+        way: By which way its client may have shown that it speaks SMC.
 
     Returns:
         As `negotiate_client`.
@@ -135,11 +150,8 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
         The same errors as `negotiate_client`.
     """
     try:
-        if driver.discovery.lists(conn):
-            host = conn.getpeername()[0]
-            with driver.negotiating(host):
-                refusal = driver.refusal(host)
-                return await Negotiation(driver, conn, "server").run(refusal)
+        if way.is_binding:
+            return await _answer(driver, conn, way)
         instead = None if driver.has_room() else driver.limit_reason()
         if instead is not None and not driver.admission.may_refuse():
             return driver.on_tcp("server", instead)
@@ -149,7 +161,7 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
             verdict = await driver.discovery.confirm(conn, instead=instead)
             if not verdict.smc:
                 return driver.on_tcp("server", verdict.reason)
-            negotiation = Negotiation(driver, conn, "server", verdict.process)
+            negotiation = Negotiation(driver, conn, "server", verdict.process, way)
             del verdict
             return await negotiation.run()
         finally:
@@ -157,6 +169,19 @@ async def negotiate_server(driver: Driver, conn: socket.socket) -> Outcome:
     except BaseException:
         conn.close()
         raise
+
+
+async def _answer(driver: Driver, conn: socket.socket, way: Way) -> Outcome:
+    """Shake hands with a client that speaks CLC in any case, or decline."""
+    host = conn.getpeername()[0]
+    is_option = way is Way.OPTION
+    negotiation = Negotiation(driver, conn, "server", way=way)
+    with driver.negotiating(host):
+        refusal = driver.refusal(host, must_answer=is_option)
+        if refusal is None or not is_option:
+            return await negotiation.run(refusal)
+    # It takes nobody's place: until its Proposal is there it costs what TCP would.
+    return await negotiation.run(refusal)
 
 
 class Negotiation:
@@ -168,6 +193,7 @@ class Negotiation:
         role: "client" or "server".
         process: Number of the peer's process, for a client on this host: that is who
             the peer is then. Else it is known by its address.
+        way: How the peer showed that it speaks SMC.
     """
 
     __slots__ = (
@@ -178,7 +204,9 @@ class Negotiation:
         "_reading",
         "_result",
         "_sock",
+        "_unsure",
         "_verdict",
+        "_way",
         "_writing",
         "connection",
         "error",
@@ -193,9 +221,13 @@ class Negotiation:
         sock: socket.socket,
         role: str,
         process: int | None = None,
+        way: Way | None = None,
     ) -> None:
         self._driver = driver
         self._process = process
+        self._way = way
+        # Whether the first bytes may be the application's, and how many are awaited.
+        self._unsure = 1 if way is Way.OPTION and role == "server" else 0
         self._sock = sock
         self.role = role
         self.connection: Connection | None = None
@@ -242,9 +274,9 @@ class Negotiation:
             if self.error is not None and not (self.salvaged or self.peer_done):
                 self.drop()
                 raise as_connection_error(self.error)
-            return Outcome(driver.info_of(self.connection, self.role), self)
+            return Outcome(driver.info_of(self.connection, self.role, self._way), self)
         if isinstance(self._result, Reason):
-            return driver.on_tcp(self.role, self._result)
+            return driver.on_tcp(self.role, self._result, self._way)
         assert self._result is not None
         raise as_connection_error(self._result)
 
@@ -442,12 +474,42 @@ class Negotiation:
         if not wanted:
             return None
         try:
+            if self._unsure and not self._is_clc():
+                return None
             return self._sock.recv(wanted)
         except (BlockingIOError, InterruptedError):
             return None
         except OSError as error:
             self._lose(error)
             return None
+
+    def _is_clc(self) -> bool:
+        """Look at the first bytes, and leave them; False when no more is to be read.
+
+        If they are not CLC's, or none will come, the client has not seen our option:
+        both ends are TCP.
+        """
+        begin = self._sock.recv(EYECATCHER_BYTES, socket.MSG_PEEK)
+        is_clc = any(eyecatcher.startswith(begin) for eyecatcher in EYECATCHERS)
+        if is_clc and len(begin) == EYECATCHER_BYTES:
+            self._await_bytes(0)
+            return True
+        if is_clc and begin and self._unsure == 1:
+            # Readable next when the rest is there, or when there will be no rest.
+            self._await_bytes(EYECATCHER_BYTES)
+            return False
+        assert self._handshake is not None
+        driver = self._driver
+        driver.endpoint.abandon(self._handshake, driver.time())
+        self._await_bytes(0)
+        self.fell_back(NO_CLC)
+        return False
+
+    def _await_bytes(self, count: int) -> None:
+        """Be called when so many bytes can be read; 0 when it is sure what they are."""
+        if count or self._unsure > 1:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count or 1)
+        self._unsure = count
 
     def _lose(self, error: OSError) -> None:
         driver = self._driver

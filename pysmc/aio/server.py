@@ -26,6 +26,7 @@ from pysmc.aio.negotiation import begin, begun, negotiate_server
 from pysmc.aio.streams import STREAM_LIMIT, StreamReader, StreamWriter, serve_with
 from pysmc.aio.tls import check_server_tls, make_transport
 from pysmc.errors import SmcError
+from pysmc.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -246,6 +247,7 @@ class SmcServer(asyncio.AbstractServer):
         self._serving = True
         loop = self._driver.loop
         for sock in self._sockets:
+            self._driver.opt_in(sock)
             sock.listen(self._backlog)
             announcement = self._driver.announce(sock)
             if announcement is not None:
@@ -411,7 +413,7 @@ class SmcServer(asyncio.AbstractServer):
 
     async def _negotiate(self, conn: socket.socket) -> Outcome:
         driver = self._driver
-        why = driver.inspect(conn) if is_tcp(conn) else NOT_MARKED
-        if why is not None:
-            return driver.on_tcp("server", why)
-        return await negotiate_server(driver, conn)
+        found = driver.inspect(conn) if is_tcp(conn) else NOT_MARKED
+        if isinstance(found, Reason):
+            return driver.on_tcp("server", found)
+        return await negotiate_server(driver, conn, found)

@@ -1,16 +1,20 @@
 """Discovery: how one end of a TCP connection learns that the other speaks SMC.
 
 Decides, before the first byte of a connection, whether both ends may speak SMC on it.
-Nothing is sent over TCP unless that is known. Knows nothing of CLC, of transports or of
-what happens when the answer is no.
+Nothing is sent over TCP unless that is known. Knows nothing of transports or of what
+happens when the answer is no; of CLC it knows the Decline alone, by which a promise
+that the option made is taken back.
 
+* `option` is the protocol's own way: a TCP option on SYN and SYN-ACK, set by a program
+  in the kernel for sockets that opt in (`option_mark`, `option_server`).
 * `local` joins processes of one host: a beacon says that a listener is pysmc's
   (`beacon`), a DSCP on the SYN says that the client is (`mark`), and a rendezvous over
   a Unix socket lets the two agree (`local`).
 * `static` is a list of peers in the configuration (`static`).
 
-Works on any running loop with public calls only. Source: RFC 7609 section 3.1 asks for
-a TCP option, which a plain socket cannot set; this package is what can be had without.
+Which one decides when several could is told in `order`.
+
+Works on any running loop with public calls only. Source: RFC 7609 section 3.1.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ import os
 import socket
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pysmc.discovery.address import bound_device, endpoint
 from pysmc.discovery.announcement import Announcement
@@ -29,17 +33,25 @@ from pysmc.discovery.beacon import BeaconRegistry, Lookup, listener_names
 from pysmc.discovery.findings import (
     BOUND_TO_DEVICE,
     NO_SYN_KEPT,
+    NOT_INSTALLED,
     NOT_LISTED,
     NOT_MARKED,
     NOT_TCP,
-    OPTION_NOT_BUILT,
+    OTHER_CGROUP,
     OWN_TOS,
     PEER_NO_SMC,
+    TOO_LATE,
     setup_missing,
 )
 from pysmc.discovery.local import Mark
 from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
 from pysmc.discovery.offer import Offer
+from pysmc.discovery.option import sockets
+from pysmc.discovery.option.sockets import OptionState
+from pysmc.discovery.option_mark import OptionMark
+from pysmc.discovery.option_server import OptionServer
+from pysmc.discovery.order import ORDER, Way
+from pysmc.discovery.presence import Presence
 from pysmc.discovery.rendezvous import SMC, Refusal, Users, Verdict
 from pysmc.discovery.static import StaticPeers
 from pysmc.errors import ForkedError
@@ -47,11 +59,12 @@ from pysmc.reasons import Reason, reason
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from pysmc.config import Config
     from pysmc.discovery.mark import MarkedSocket
 
-__all__ = ["Announcement", "Discovery", "Mark", "Verdict"]
+__all__ = ["Announcement", "Discovery", "Mark", "OptionMark", "Verdict", "Way"]
 
 log = logging.getLogger(__name__)
 
@@ -66,12 +79,18 @@ class Discovery:
     After `close` all but `settle_tcp` raise `RuntimeError`.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, config: Config) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        config: Config,
+        presence: Presence | None = None,
+    ) -> None:
         """Prepare the ways of discovery that the configuration enables.
 
         Args:
             loop: The loop that will run; only its public methods are used.
             config: `discovery`, `fabrics`, `peers`, `allowed_uids`, `discovery_wait`.
+            presence: Who else asks whether the option is installed; else nobody.
 
         Raises:
             ValueError: ``config.peers`` contains something that is not an address.
@@ -83,6 +102,9 @@ class Discovery:
         self._peers: StaticPeers | None = None
         self._lookup: Lookup | None = None
         self._is_short = False
+        wants_option = "tcp_option" in config.discovery and bool(config.fabrics)
+        self._presence = presence or Presence(loop.time, is_wanted=wants_option)
+        self._option = OptionServer(self._presence)
         self._closed = False
         self._forked = False
         self._has_announced = False
@@ -90,11 +112,16 @@ class Discovery:
         self._by_listener: weakref.WeakKeyDictionary[socket.socket, Announcement] = (
             weakref.WeakKeyDictionary()
         )
-        self._by_socket: weakref.WeakKeyDictionary[socket.socket, Mark] = (
+        self._by_socket: weakref.WeakKeyDictionary[socket.socket, Mark | OptionMark] = (
             weakref.WeakKeyDictionary()
         )
-        self._open_marks: set[Mark] = set()
+        self._open_marks: set[Mark | OptionMark] = set()
         self._offers: set[Offer] = set()
+        self._inspections: dict[Way, Callable[[socket.socket], Any]] = {
+            Way.OPTION: self._inspect_option,
+            Way.STATIC: self._inspect_static,
+            Way.LOCAL: self._inspect_local,
+        }
         self._enable(config)
         _alive.add(self)
 
@@ -108,7 +135,7 @@ class Discovery:
         if "local" in config.discovery:
             self._open_lookup()
         elif self._peers is None:
-            self._off = OPTION_NOT_BUILT
+            self._off = NOT_INSTALLED
 
     def _open_lookup(self) -> None:
         """Open the probe; where only a descriptor was missing, the next use tries."""
@@ -132,6 +159,22 @@ class Discovery:
 
     # --- listeners ---------------------------------------------------------------
 
+    @property
+    def serves_option(self) -> bool:
+        """Whether clients may have shown the option: a listener has opted in."""
+        return self._option.serves
+
+    def opt_in(self, listener: socket.socket, *, is_able: bool = True) -> None:
+        """Let a listener show the option; to be called once bound, before listen().
+
+        Args:
+            listener: Any socket; nothing happens to those that are not TCP.
+            is_able: Whether a connection of its could be SMC-R.
+        """
+        self._check_usable()
+        if is_tcp(listener):
+            self._option.open(listener, is_able=is_able)
+
     def announce(self, listener: socket.socket) -> Announcement | None:
         """Make a listener of this loop known to clients of this host.
 
@@ -143,7 +186,7 @@ class Discovery:
             None when it is not a TCP listener or the discovery "local" is off.
         """
         self._check_usable_again()
-        if self._lookup is None or not _is_tcp(listener):
+        if self._lookup is None or not is_tcp(listener):
             return None
         known = self._by_listener.get(listener)
         if known is not None and not known.is_closed:
@@ -168,35 +211,53 @@ class Discovery:
 
     # --- server side -------------------------------------------------------------
 
-    def inspect(self, conn: socket.socket) -> bool | Reason:
+    def inspect(self, conn: socket.socket) -> Way | Reason:
         """Look at an accepted connection: one system call if its client is plain.
 
-        Reads the saved SYN, which can be done only once.
+        Two where a listener of the loop shows the option. Reads the saved SYN, which
+        can be done only once.
 
         Returns:
-            True when `confirm` is worth awaiting, otherwise why it is TCP.
+            By which way its client may have shown that it speaks SMC, for `confirm`.
+            Otherwise why it is TCP.
         """
         self._check_usable_again()
-        if self.lists(conn):
-            return True
-        if self._off is not None:
-            return self._off
+        why = self._off or NOT_LISTED
+        for way in ORDER:
+            found = self._inspections[way](conn)
+            if found is None:
+                return way
+            why = found or why
+        return why
+
+    def _inspect_option(self, conn: socket.socket) -> Reason | Literal[False] | None:
+        if not self._presence.is_wanted and not self._option.serves:
+            return False
+        return self._option.inspect(conn)
+
+    def _inspect_static(self, conn: socket.socket) -> Literal[False] | None:
+        return None if self.lists(conn) else False
+
+    def _inspect_local(self, conn: socket.socket) -> Reason | Literal[False] | None:
+        """Look for the mark; False when there is nothing to say."""
         if self._lookup is None:
-            return NOT_LISTED
+            return False
         if not self._has_announced:
-            return NOT_MARKED
+            return False if self._option.serves else NOT_MARKED
         try:
             marked = read_mark(conn)
         except OSError:
             return NOT_MARKED
         if marked is None:
             return NO_SYN_KEPT if keeps_syn(conn) else NOT_MARKED
-        return True if marked else PEER_NO_SMC
+        return None if marked else PEER_NO_SMC
 
     async def confirm(
         self, conn: socket.socket, *, instead: Reason | None = None
     ) -> Verdict:
-        """Agree with the client of a connection for which `inspect` returned True.
+        """Agree with the client of a connection for which `inspect` gave a way.
+
+        Where that is not ``Way.LOCAL`` there is nothing to agree on any more.
 
         Takes at most half of ``Config.discovery_wait`` to find the client, and four
         times that wait for the answer of one that was found, because a client that
@@ -220,18 +281,57 @@ class Discovery:
 
     # --- client side -------------------------------------------------------------
 
-    def prepare(self, sock: socket.socket, address: Any) -> Mark | Reason:
-        """Look for a listener of pysmc, before connecting: one system call if none.
+    def prepare(
+        self,
+        sock: socket.socket,
+        address: Any,
+        why_not: Callable[[], Reason | None] = lambda: None,
+    ) -> Mark | OptionMark | Reason:
+        """Find out about a peer, before connecting: one system call if it is plain.
+
+        One more where the option is installed, and one more again in `connected`.
 
         Args:
             sock: The socket that will connect.
             address: What it will connect to, with a numeric host.
+            why_not: Asked before anything is done for `local`, which needs somebody
+                there: why no connection can be SMC-R now, if so.
 
         Returns:
             A mark, to be handed to `connected`, or to `settle_tcp` when the connect
             fails. Otherwise why the connection is TCP; then nothing was changed.
         """
         self._check_usable_again()
+        earlier = self._by_socket.get(sock)
+        if earlier is not None:
+            # A socket may connect again after a failure; then its mark is still on.
+            earlier.settle_tcp()
+        other = self._prepare_other(sock, address, why_not)
+        if other is NOT_TCP or not is_tcp(sock) or not self._presence.is_here():
+            return other
+        if (why := self._opt_in(sock)) is not None:
+            is_silent = isinstance(other, Reason) and other.name == "PEER_NO_SMC"
+            return why if is_silent or other is self._off else other
+        mark = OptionMark(self._loop, sock, other, self._open_marks.discard)
+        self._by_socket[sock] = mark
+        return mark
+
+    def _opt_in(self, sock: socket.socket) -> Reason | None:
+        """Let a client's socket opt in; else say why it cannot."""
+        try:
+            if sockets.opt_in(sock):
+                return None
+        except OSError:
+            # A connect that goes on after its waiter was cancelled has opted in before.
+            state = sockets.read_state(sock)
+            is_in = state is not None and OptionState.WANT in state
+            return None if is_in else TOO_LATE
+        return OTHER_CGROUP if self._presence.doubt() else NOT_INSTALLED
+
+    def _prepare_other(
+        self, sock: socket.socket, address: Any, why_not: Callable[[], Reason | None]
+    ) -> Mark | Reason:
+        """Do what the ways without the option need."""
         if self._peers is not None:
             target = endpoint(address)
             if target is not None and (target, target.port) in self._peers:
@@ -243,21 +343,23 @@ class Discovery:
         if not isinstance(address, tuple) or not isinstance(address[1], int):
             return NOT_TCP
         if not self._lookup.has_port(address[1]):
-            return PEER_NO_SMC
-        return self._prepare_local(sock, address, self._lookup)
+            return self._presence.plain
+        return self._prepare_local(sock, address, self._lookup, why_not)
 
     def _prepare_local(
-        self, sock: socket.socket, address: Any, lookup: Lookup
+        self,
+        sock: socket.socket,
+        address: Any,
+        lookup: Lookup,
+        why_not: Callable[[], Reason | None],
     ) -> Mark | Reason:
         target = endpoint(address)
-        if target is None or not _is_tcp(sock):
+        if target is None or not is_tcp(sock):
             return NOT_TCP
         if not lookup.has_address(target):
-            return PEER_NO_SMC
-        earlier = self._by_socket.get(sock)
-        if earlier is not None:
-            # A socket may connect again after a failure; then its mark is still on.
-            earlier.settle_tcp()
+            return self._presence.plain
+        if (why := why_not()) is not None:
+            return why
         if bound_device(sock) and not target.is_link_local:
             return BOUND_TO_DEVICE
         try:
@@ -270,15 +372,15 @@ class Discovery:
         self._by_socket[sock] = mark
         return mark
 
-    def connected(self, mark: Mark) -> None:
-        """Take the mark off and open the rendezvous, right after the connect."""
+    def connected(self, mark: Mark | OptionMark) -> None:
+        """Read the option's result, or open the rendezvous, right after the connect."""
         self._check_usable()
-        self._open_marks.add(mark)
         mark.connected()
-        if mark.verdict is not None:
-            self._open_marks.discard(mark)
+        going_on = mark.goes_on
+        if going_on is not None:
+            self._open_marks.add(going_on)
 
-    async def wait_confirmed(self, mark: Mark) -> Verdict:
+    async def wait_confirmed(self, mark: Mark | OptionMark) -> Verdict:
         """Wait until both ends agree, at most ``Config.discovery_wait``.
 
         Ends at once, with TCP, when the TCP socket can be read. After a cancellation
@@ -290,18 +392,24 @@ class Discovery:
         self._check_usable()
         return await mark.wait()
 
-    def settle_tcp(self, mark: Mark, why: Refusal = Refusal.RAW) -> None:
+    def settle_tcp(
+        self,
+        mark: Mark | OptionMark,
+        why: Refusal = Refusal.RAW,
+        because: Reason | None = None,
+    ) -> None:
         """Decide for TCP, because the program uses the socket itself; idempotent.
 
-        The server is told as soon as it asks. Also takes the mark off a socket whose
-        connect failed, and does so after `close` too.
+        The server is told as soon as it asks, or at once where it awaits CLC. Also
+        takes the mark off a socket whose connect failed, and does so after `close` too.
 
         Args:
             mark: The client's.
             why: Another reason that the server is told.
+            because: The same in full, for its code.
         """
         self._check_owner()
-        mark.settle_tcp(why)
+        mark.settle_tcp(why, because)
 
     # --- life and end ------------------------------------------------------------
 
@@ -375,7 +483,8 @@ class Discovery:
         return (peer, own.port) in self._peers
 
 
-def _is_tcp(sock: socket.socket) -> bool:
+def is_tcp(sock: socket.socket) -> bool:
+    """Tell whether a socket is TCP's, of whatever version of IP."""
     return (
         sock.family in INET_FAMILIES
         and sock.type == socket.SOCK_STREAM

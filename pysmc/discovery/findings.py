@@ -12,13 +12,18 @@ from pysmc.reasons import Reason, reason
 
 __all__ = [
     "BOUND_TO_DEVICE",
+    "INCOMPLETE",
+    "NOT_INSTALLED",
     "NOT_LISTED",
     "NOT_MARKED",
     "NOT_TCP",
+    "NO_CLC",
+    "NO_OPTION_HERE",
     "NO_SYN_KEPT",
-    "OPTION_NOT_BUILT",
+    "OTHER_CGROUP",
     "OWN_TOS",
     "PEER_NO_SMC",
+    "TOO_LATE",
     "setup_missing",
 ]
 
@@ -35,7 +40,35 @@ def setup_missing(detail: str) -> Reason:
     return reason("SETUP_MISSING", "local", detail)
 
 
-OPTION_NOT_BUILT = setup_missing("Discovery 'tcp_option' is not built yet.")
+NO_OPTION_HERE = reason(
+    "PEER_NO_SMC",
+    "peer",
+    "Only peers of this host can show it: the TCP option is not installed here"
+    " ('pysmc option attach').",
+)
+NOT_INSTALLED = setup_missing(
+    "The TCP option is not installed for this process's cgroup: run"
+    " 'pysmc option attach' as root."
+)
+OTHER_CGROUP = setup_missing(
+    "The socket was made in another cgroup, for which the TCP option is not installed:"
+    " run 'pysmc option attach' as root, for a cgroup that both are in."
+)
+INCOMPLETE = setup_missing(
+    "The TCP option's set-up is incomplete, or was taken down meanwhile: run"
+    " 'pysmc option attach' again."
+)
+TOO_LATE = reason(
+    "NOT_MARKED",
+    "local",
+    "The TCP option has to be asked for before listen() or connect(), on a plain TCP"
+    " socket.",
+)
+NO_CLC = reason(
+    "MARK_LOST",
+    "peer",
+    "Its TCP option came, but no SMC message followed: ours was lost on the way.",
+)
 NOT_TCP = setup_missing("This is not a TCP socket with a numeric address.")
 OWN_TOS = setup_missing(
     "The application chose the socket's TOS or priority, so it cannot be marked."

@@ -27,6 +27,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from pysmc.discovery.address import connection_id
+from pysmc.discovery.order import Way
 from pysmc.discovery.rendezvous import (
     GO,
     NO,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pysmc.discovery.mark import MarkedSocket
+    from pysmc.reasons import Reason
 
 __all__ = ["Mark"]
 
@@ -103,6 +105,8 @@ class Mark:
         """
         self.verdict = verdict
         """What was decided, None as long as nothing is."""
+        self.way = Way.LOCAL if verdict is None else Way.STATIC
+        """Which way of discovery it belongs to."""
         self._loop = loop
         self._sock = weakref.ref(sock)
         self._users = users
@@ -118,6 +122,11 @@ class Mark:
         self._claim: asyncio.Future[None] | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._unclaimed: asyncio.TimerHandle | None = None
+
+    @property
+    def goes_on(self) -> Mark | None:
+        """What holds something from now on, and has to be closed; None: nothing."""
+        return None if self._listener is None else self
 
     # --- what the driver calls ---------------------------------------------------
 
@@ -193,12 +202,16 @@ class Mark:
             self._settle(tcp("MARK_LOST", "local", detail))
         return self._decided()
 
-    def settle_tcp(self, why: Refusal = Refusal.RAW) -> None:
+    def settle_tcp(
+        self, why: Refusal = Refusal.RAW, because: Reason | None = None
+    ) -> None:
         """Decide for TCP now, and answer NO to an offer that comes later.
 
         Args:
             why: What the server is told.
+            because: Nothing here: the rendezvous has no room for it.
         """
+        del because
         if self.verdict is not None:
             return
         sock = self._sock()

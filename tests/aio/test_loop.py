@@ -16,6 +16,7 @@ import pytest
 
 import pysmc
 from pysmc.aio import loop as loop_module
+from pysmc.aio.raw_sockets import USED_RAW
 from pysmc.config import Config
 from pysmc.errors import ForkedError
 
@@ -145,7 +146,7 @@ def test_a_socket_that_the_program_used_itself(kit) -> None:
                 )
                 info = transport.get_extra_info("smc")
                 assert (info.mode, info.reason.name) == ("tcp", "NOT_MARKED")
-                assert info.reason is loop_module.USED_RAW
+                assert info.reason is USED_RAW
                 transport.close()
                 await protocol.until_call("lost")
 
@@ -361,8 +362,8 @@ def test_a_closed_server_takes_no_connection_that_still_negotiates(
         port = server.sockets[0].getsockname()[1]
         real = loop_module.negotiate_server
 
-        async def slow(driver, conn):
-            outcome = await real(driver, conn)
+        async def slow(driver, conn, way):
+            outcome = await real(driver, conn, way)
             server.close()
             return outcome
 

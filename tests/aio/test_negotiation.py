@@ -144,8 +144,8 @@ def test_a_decline_that_the_kernel_takes_slowly(kit, monkeypatch) -> None:
 
     made = Negotiation.__init__
 
-    def slowly(self, driver, sock, role, *rest) -> None:
-        made(self, driver, Slow(sock), role, *rest)
+    def slowly(self, driver, sock, role, *rest, **options) -> None:
+        made(self, driver, Slow(sock), role, *rest, **options)
 
     monkeypatch.setattr(Negotiation, "__init__", slowly)
 
@@ -171,8 +171,9 @@ def test_sending_fails(kit, monkeypatch) -> None:
 
     made = Negotiation.__init__
 
-    def broken(self, driver, sock, role, *rest) -> None:
-        made(self, driver, Broken(sock) if role == "client" else sock, role, *rest)
+    def broken(self, driver, sock, role, *rest, **options) -> None:
+        sock = Broken(sock) if role == "client" else sock
+        made(self, driver, sock, role, *rest, **options)
 
     monkeypatch.setattr(Negotiation, "__init__", broken)
 

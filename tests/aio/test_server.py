@@ -233,8 +233,8 @@ def test_closing_while_it_negotiates(kit, foreign, monkeypatch) -> None:
     async def scenario() -> None:
         server = await pysmc.start_server(quiet, HOST, 0)
 
-        async def slow(driver, conn):
-            outcome = await real(driver, conn)
+        async def slow(driver, conn, way):
+            outcome = await real(driver, conn, way)
             server.close()
             return outcome
 

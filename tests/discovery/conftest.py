@@ -19,6 +19,7 @@ from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark, Verdict
 from pysmc.discovery import local as local_module
 from pysmc.discovery.address import connection_id
+from pysmc.discovery.order import Way
 from pysmc.discovery.rendezvous import rendezvous_name
 from pysmc.disposal import wait_closed
 
@@ -74,6 +75,19 @@ class Kit:
         reuse_port: bool = False,
         v6only: bool = False,
     ) -> socket.socket:
+        sock = self.bound(host, port, reuse_port=reuse_port, v6only=v6only)
+        sock.listen(128)
+        return sock
+
+    def bound(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        reuse_port: bool = False,
+        v6only: bool = False,
+    ) -> socket.socket:
+        """Make a socket that does not listen yet."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         sock = self.keep(socket.socket(family, socket.SOCK_STREAM))
         sock.setblocking(False)
@@ -82,7 +96,6 @@ class Kit:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, v6only)
         sock.bind((host, port))
-        sock.listen(128)
         return sock
 
     def client(self, host: str = "127.0.0.1") -> socket.socket:
@@ -114,7 +127,7 @@ class Kit:
         assert server.announce(listener) is not None
         sock, mark = await self.dial(client, *listener.getsockname()[:2])
         conn = await self.accept(listener)
-        assert server.inspect(conn) is True
+        assert server.inspect(conn) is Way.LOCAL
         return sock, mark, conn
 
     async def meet(
@@ -131,7 +144,9 @@ class Kit:
         async def serve() -> str:
             conn = await self.accept(listener)
             found = server.inspect(conn)
-            return short(await server.confirm(conn) if found is True else found)
+            return short(
+                await server.confirm(conn) if isinstance(found, Way) else found
+            )
 
         async def connect() -> str:
             sock = self.client(host)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pysmc.config import Config
 from pysmc.discovery import Discovery, Mark, Verdict
+from pysmc.discovery.order import Way
 
 WAIT = 0.2
 
@@ -62,7 +63,7 @@ class Ends:
         found = self.server.inspect(conn)
         begin = self.loop.time()
         self.result["server"] = short(
-            await self.server.confirm(conn) if found is True else found
+            await self.server.confirm(conn) if isinstance(found, Way) else found
         )
         self.result["server_seconds"] = self.loop.time() - begin
         self.result["received"] = await self.receive(conn)

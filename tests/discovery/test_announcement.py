@@ -27,8 +27,8 @@ async def test_every_name_is_held_until_it_closes(registry: Any) -> None:
     assert set(registry._beacons) == {b"announced", b"announced-too"}
     for _ in range(2):
         announcement.close()
-        assert announcement.is_closed
         assert not registry._beacons
+    assert announcement.is_closed
 
 
 async def test_one_name_that_is_not_to_be_had_gives_back_the_others(

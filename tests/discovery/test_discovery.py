@@ -19,6 +19,7 @@ import uvloop
 
 from pysmc import discovery as discovery_module
 from pysmc.discovery import Discovery, Mark, Verdict
+from pysmc.discovery.order import Way
 from pysmc.reasons import Reason
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ async def test_nothing_that_works_is_enabled(
     assert await kit.meet(discovery, discovery, listener) == (name, name)
 
 
-async def test_an_option_that_is_not_built_beside_one_that_is(kit: Any) -> None:
+async def test_an_option_that_is_not_installed_beside_what_works(kit: Any) -> None:
     discovery = kit.discovery(discovery=("tcp_option", "local"))
     listener = kit.listener()
     discovery.announce(listener)
@@ -59,7 +60,7 @@ async def test_missing_option_says_so(kit: Any) -> None:
         kit.client(), ("127.0.0.1", 9)
     )
     assert isinstance(reason, Reason)
-    assert "'tcp_option' is not built" in reason.text
+    assert "'pysmc option attach'" in reason.text
 
 
 @pytest.mark.parametrize("order", [("static", "local"), ("local", "static")])
@@ -282,7 +283,7 @@ async def test_a_socket_that_connects_again_after_a_failure(kit: Any) -> None:
     await kit.loop.sock_connect(sock, address)
     client.connected(second)
     conn = await kit.accept(listener)
-    assert server.inspect(conn) is True
+    assert server.inspect(conn) is Way.LOCAL
     verdicts = await asyncio.gather(client.wait_confirmed(second), server.confirm(conn))
     assert [kit.short(verdict) for verdict in verdicts] == ["SMC", "SMC"]
 
@@ -466,6 +467,7 @@ async def main():
     discovery = Discovery(asyncio.get_running_loop(), Config())
     listener = socket.create_server(("127.0.0.1", 0))
     plain = socket.create_server(("127.0.0.1", 0))
+    discovery.opt_in(listener)
     discovery.announce(listener)
     client = socket.create_connection(listener.getsockname())
     conn, _ = listener.accept()

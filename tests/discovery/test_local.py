@@ -14,6 +14,7 @@ from pysmc.discovery import Mark
 from pysmc.discovery import local as local_module
 from pysmc.discovery import offer as offer_module
 from pysmc.discovery.address import connection_id
+from pysmc.discovery.order import Way
 from pysmc.discovery.rendezvous import (
     GO,
     NO,
@@ -90,7 +91,7 @@ async def test_server_is_earlier_than_the_clients_connect(kit: Any, ends: Any) -
     mark = client.prepare(sock, address)
     await kit.loop.sock_connect(sock, address)
     conn = await kit.accept(listener)
-    assert server.inspect(conn) is True
+    assert server.inspect(conn) is Way.LOCAL
     confirmed = kit.loop.create_task(server.confirm(conn))
     await kit.after(0.02)
     client.connected(mark)

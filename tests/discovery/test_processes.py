@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pysmc.discovery.address import endpoint
+from pysmc.discovery.order import Way
 from pysmc.errors import ForkedError
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ async def _worker(
 
     async def serve(conn: socket.socket) -> None:
         found = server.inspect(conn)
-        verdict = kit.short(await server.confirm(conn) if found is True else found)
+        verdict = kit.short(
+            await server.confirm(conn) if isinstance(found, Way) else found
+        )
         await kit.loop.sock_sendall(conn, f"{os.getpid()} {verdict}".encode())
         conn.close()
 
@@ -181,7 +184,7 @@ def test_another_user(
             _client_of_another_user, make_kit, listener.getsockname(), uid, at_client
         )
         conn = await kit.accept(listener)
-        assert server.inspect(conn) is True
+        assert server.inspect(conn) is Way.LOCAL
         begin = kit.loop.time()
         assert kit.short(await server.confirm(conn)) == server_says
         assert kit.loop.time() - begin < 0.4, "nobody waited for a deadline"
@@ -233,7 +236,7 @@ async def test_a_child_cannot_use_the_parents_and_does_it_no_harm(
     announcement = server.announce(listener)
     sock, mark = await kit.dial(client, *listener.getsockname())
     conn = await kit.accept(listener)
-    assert server.inspect(conn) is True
+    assert server.inspect(conn) is Way.LOCAL
     for discovery in (client, server):
         child = fork(_use_the_parents, discovery, listener, conn, mark)
         assert await child.heard() == 7
@@ -337,7 +340,7 @@ async def test_killed_client_ends_the_servers_wait(
     server.announce(listener)
     child = fork(_hold_an_offer, make_kit, listener.getsockname())
     conn = await kit.accept(listener)
-    assert server.inspect(conn) is True
+    assert server.inspect(conn) is Way.LOCAL
     confirming = kit.loop.create_task(server.confirm(conn))
     assert await child.heard() == "offered"
     child.kill(signal.SIGKILL)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pysmc.discovery.order import Way
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,7 +30,7 @@ async def _race_server(
     verdicts = []
     for _ in range(rounds):
         conn = await kit.accept(listener)
-        assert server.inspect(conn) is True
+        assert server.inspect(conn) is Way.LOCAL
         if chance.random() < 0.5:
             await kit.after(chance.uniform(0, 0.006))
         verdicts.append(kit.short(await server.confirm(conn)) == "SMC")

@@ -23,6 +23,7 @@ from pysmc.discovery.findings import NOT_LISTED, NOT_MARKED, OWN_TOS, PEER_NO_SM
 from pysmc.discovery.local import UNCLAIMED_WAIT
 from pysmc.discovery.mark import read_mark, save_syn, set_mark
 from pysmc.discovery.offer import OFFERED_SHARE, SERVER_SHARE
+from pysmc.discovery.order import Way
 from pysmc.discovery.rendezvous import SMC, Refusal, Verdict, refused, tcp
 from pysmc.discovery.static import StaticPeers
 from pysmc.reasons import Reason, reason
@@ -30,6 +31,7 @@ from pysmc.testing.simulation.tcp import Channel
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from pysmc.config import Config
     from pysmc.discovery.mark import MarkedSocket
@@ -159,6 +161,8 @@ class SimMark:
     ) -> None:
         self.verdict = verdict
         """What was decided, None as long as nothing is."""
+        self.way = Way.LOCAL if verdict is None else Way.STATIC
+        """Which way of discovery it belongs to."""
         self.loop = discovery.loop
         self.process = discovery.process
         """Number of its process."""
@@ -215,7 +219,7 @@ class SimMark:
         assert self.verdict is not None
         return self.verdict
 
-    def settle_tcp(self, why: Refusal) -> None:
+    def settle_tcp(self, why: Refusal = Refusal.RAW) -> None:
         """Decide for TCP, and say so to an offer that comes later."""
         if self.verdict is not None:
             return
@@ -455,6 +459,12 @@ class SimDiscovery:
         assert isinstance(connection.meeting, Meeting)
         return connection.meeting
 
+    serves_option = False
+    """There is no TCP option in the simulated network."""
+
+    def opt_in(self, listener: SimSocket, *, is_able: bool = True) -> None:
+        """Nothing: there is no TCP option here."""
+
     def announce(self, listener: SimSocket) -> SimAnnouncement | None:
         """Make a listener known."""
         if not self._is_local:
@@ -463,10 +473,10 @@ class SimDiscovery:
         self._has_announced = True
         return SimAnnouncement(listener)
 
-    def inspect(self, conn: SimSocket) -> bool | Reason:
-        """Look at an accepted connection: True when `confirm` is worth awaiting."""
+    def inspect(self, conn: SimSocket) -> Way | Reason:
+        """Look at an accepted connection: a way when `confirm` is worth awaiting."""
         if self.lists(conn):
-            return True
+            return Way.STATIC
         if self._off is not None:
             return self._off
         if not self._is_local:
@@ -474,7 +484,7 @@ class SimDiscovery:
         marked = read_mark(conn) if self._has_announced else None  # type: ignore[arg-type]
         if marked is None:
             return NOT_MARKED
-        return True if marked else PEER_NO_SMC
+        return Way.LOCAL if marked else PEER_NO_SMC
 
     async def confirm(
         self, conn: SimSocket, *, instead: Reason | None = None
@@ -489,7 +499,12 @@ class SimDiscovery:
         finally:
             self._offers.pop(offer, None)
 
-    def prepare(self, sock: SimSocket, address: Address) -> SimMark | Reason:
+    def prepare(
+        self,
+        sock: SimSocket,
+        address: Address,
+        why_not: Callable[[], Reason | None] = lambda: None,
+    ) -> SimMark | Reason:
         """Look for a listener before connecting."""
         if self._peers is not None:
             target = endpoint(address)
@@ -502,6 +517,8 @@ class SimDiscovery:
         host, port = address[:2]
         if not self._network.is_announced(port, host):
             return PEER_NO_SMC
+        if (why := why_not()) is not None:
+            return why
         marked = set_mark(sock, ipv4=True)  # type: ignore[arg-type]
         return OWN_TOS if marked is None else SimMark(self, sock, marked)
 
@@ -513,8 +530,14 @@ class SimDiscovery:
         """Wait until both ends agree."""
         return await mark.wait()
 
-    def settle_tcp(self, mark: SimMark, why: Refusal = Refusal.RAW) -> None:
+    def settle_tcp(
+        self,
+        mark: SimMark,
+        why: Refusal = Refusal.RAW,
+        because: Reason | None = None,
+    ) -> None:
         """Decide for TCP."""
+        del because
         mark.settle_tcp(why)
 
     def lists(self, conn: SimSocket) -> bool:

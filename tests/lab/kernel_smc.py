@@ -7,6 +7,7 @@ killed when its scenario ends. It tells what it has to tell as JSON, one fact a 
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -47,13 +48,22 @@ STEP = 0.05
 SYSCTLS = Path("/proc/sys/net/smc")
 
 
-def smc_socket(timeout: float = PATIENCE) -> socket.socket:
+def smc_socket(timeout: float | None = PATIENCE) -> socket.socket:
     """Make a socket of the kernel's SMC, an IPv4 one.
 
+    Before Linux 6.11 there is AF_SMC only, which Python does not know; but its
+    addresses are those of AF_INET, and so the socket may say that it is one.
+
     Args:
-        timeout: Seconds that each of its calls may take.
+        timeout: Seconds that each of its calls may take; None is for ever.
     """
-    made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SMC)
+    try:
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SMC)
+    except OSError as error:
+        if error.errno != errno.EPROTONOSUPPORT:
+            raise
+        number = socket.socket(smc_netlink.AF_SMC, socket.SOCK_STREAM, 0).detach()
+        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=number)
     made.settimeout(timeout)
     return made
 

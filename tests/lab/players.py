@@ -23,11 +23,11 @@ from dataclasses import asdict
 from typing import Any
 
 from pysmc.testing.simulation.stream import Flow
+from tests.lab.kernel_smc import IPPROTO_SMC, smc_socket
 from tests.lab.streaming import Obedience
 
 __all__ = ["KernelPlayer", "PysmcPlayer", "be_a_kernel_end"]
 
-IPPROTO_SMC = 256
 CHUNK_BYTES = 64 * 1024
 STALLED = 1.0
 """Seconds without any progress after which a sender is thought to stand still."""
@@ -127,6 +127,8 @@ class KernelPlayer:
         self._lines: list[Line] = []
 
     def _socket(self) -> socket.socket:
+        if self._protocol == IPPROTO_SMC:
+            return smc_socket(None)
         return socket.socket(socket.AF_INET, socket.SOCK_STREAM, self._protocol)
 
     # Connections

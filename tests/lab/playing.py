@@ -55,6 +55,8 @@ NOTICE_SECONDS = 12.0
 QUICK = {"test_link_interval": 1.0, "test_link_wait": 2.0}
 QUICK_KERNEL = {"smcr_testlink_time": 1}
 TALK, CLOSE_ALL = order("talk"), order("close_all")
+APPLICATION_CLOSES, PROCESS_ABORTS = 22, 27
+"""States of a kernel's socket after the peer's close, and after its abort."""
 DEVICES = {"client": "vb", "server": "va"}
 STATES: dict[str, dict[str, Any]] = {
     "usual": {},
@@ -217,12 +219,24 @@ class Play:
         other = "server" if role == "client" else "client"
         if orders[role].do == "reset":
             self.figures[f"{role}_told"] = f"{answer['failed']}: {answer['text']}"
-            # Linux has no way to abort a connection without unread data.
-            is_abort = other in orders and orders[other].do == "abort"
-            orderly = is_abort and self.kinds[other] == "kernel"
-            assert answer["failed"] in (None if orderly else "", *RESETS), answer
+            self._judge_reset(role, orders.get(other), answer["failed"])
         elif orders[role].do == "exchange":
             self.figures[f"{role}_seconds"] = answer["seconds"]
+
+    def _judge_reset(self, role: str, done: Order | None, failed: str | None) -> None:
+        """An end was to see that the other one, which did this, broke off."""
+        # What has nothing left to lose ends in order, as over TCP.
+        is_orderly = done is not None and done.do == "abort"
+        if self.kinds[role] == "kernel":
+            # A reader of Linux is told nothing; its state is what tells the two apart.
+            assert self._kernel is not None
+            port = self.ports[-1]
+            both = self._kernel.sockets(port) + self._kernel.sockets(peer_port=port)
+            (seen,) = (one for one in both if one.role == role)
+            wanted = APPLICATION_CLOSES if is_orderly else PROCESS_ABORTS
+            assert (failed, seen.state) == (None, wanted), (failed, seen)
+        else:
+            assert failed in ((None,) if is_orderly else RESETS)
 
     def compare(self) -> None:
         """What one end has sent the other has received: all, or a prefix."""

@@ -1,0 +1,22 @@
+"""A pysmc client of the kernel's SMC as server: every cell of the table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab.matrix import CELLS, Cell
+from tests.lab.playing import cases, play
+
+if TYPE_CHECKING:
+    from tests.lab.matrix import Kind
+
+PAIR: tuple[Kind, Kind] = ("pysmc", "kernel")
+QUICK = frozenset(cell.name for cell in CELLS if cell.is_quick)
+
+
+@pytest.mark.usefixtures("option")
+@pytest.mark.parametrize("cell", cases(QUICK))
+def test_a_kernel_server(cell: Cell, ends, kernel, record_property) -> None:
+    play(cell, PAIR, ends, record_property, kernel)

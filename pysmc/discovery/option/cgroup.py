@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-__all__ = ["NoCgroupError", "mount_point", "own_cgroup", "within"]
+__all__ = ["NoCgroupError", "mount_point", "own_cgroup"]
 
 PROC = Path("/proc/self")
 OCTAL = re.compile(r"\\([0-7]{3})")
@@ -24,13 +24,8 @@ def mount_point(proc: Path = PROC) -> Path:
     Raises:
         NoCgroupError: It is not mounted.
     """
-    try:
-        lines = (proc / "mountinfo").read_text().splitlines()
-    except OSError as error:
-        message = f"{proc / 'mountinfo'} cannot be read: {error.strerror}"
-        raise NoCgroupError(message) from error
     found = []
-    for line in lines:
+    for line in _read(proc / "mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         if after.split(" ", 1)[0] == "cgroup2":
             root, point = (_unquoted(part) for part in before.split(" ")[3:5])
@@ -47,16 +42,19 @@ def own_cgroup(proc: Path = PROC) -> Path:
     Raises:
         NoCgroupError: cgroup2 is not mounted, or the process is in none.
     """
-    for line in (proc / "cgroup").read_text().splitlines():
+    for line in _read(proc / "cgroup").splitlines():
         if line.startswith("0::"):
             return mount_point(proc) / line.removeprefix("0::").lstrip("/")
     message = f"{proc / 'cgroup'} has no line of version 2 (0::)"
     raise NoCgroupError(message)
 
 
-def within(cgroup: Path, parent: Path) -> bool:
-    """Tell whether a cgroup is another one or below it."""
-    return cgroup.resolve().is_relative_to(parent.resolve())
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}"
+        raise NoCgroupError(message) from error
 
 
 def _unquoted(text: str) -> str:

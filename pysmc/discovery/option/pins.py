@@ -50,9 +50,9 @@ def pin(
         loaded = load(stack, bpf, machine or this_machine())
         if all(_tag(bpf, folder / one.part.name) == one.tag for one in loaded):
             return False
-        folder.mkdir(mode=0o700, exist_ok=True)
         # All three share one map of sockets, so it is all or nothing.
         unpin(folder)
+        folder.mkdir(mode=0o700, exist_ok=True)
         try:
             for one in loaded:
                 bpf.pin(str(folder / one.part.name), one.descriptor)
@@ -63,10 +63,10 @@ def pin(
 
 
 def unpin(folder: Path) -> int:
-    """Remove the files; programs that are attached stay so.
+    """Remove the files, and the folder if it is empty; what is attached stays so.
 
     Returns:
-        How many there were.
+        How many files there were.
 
     Raises:
         OSError: One cannot be removed.
@@ -76,6 +76,9 @@ def unpin(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             (folder / part.name).unlink()
             count += 1
+    # Somebody else may keep files there; otherwise nothing is left behind.
+    with contextlib.suppress(OSError):
+        folder.rmdir()
     return count
 
 

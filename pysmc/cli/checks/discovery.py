@@ -163,19 +163,28 @@ def static_peers(machine: Machine) -> Finding:
 
 @check(
     "tcp_option",
-    looks_at="The eBPF program that puts the SMC option on SYNs.",
-    means="It is skipped until this discovery is built.",
-    remedy="Use 'static' between hosts, 'local' within one.",
+    looks_at="Whether the eBPF programs for the SMC option work for sockets of this"
+    " process: a fresh one is asked, and a connection over loopback has to carry the"
+    " option both ways. Which cgroups have the programs, as far as that can be seen.",
+    means="Peers on other hosts are not recognised by the option, and so only if"
+    " PYSMC_PEERS lists them; a kernel's SMC is not recognised at all.",
+    remedy="As root: pysmc option attach (docs/howto/option.md); 'pysmc option status'"
+    " tells more.",
 )
 def tcp_option(machine: Machine) -> Finding:
-    """Say that there is nothing to look at yet."""
-    text = "The discovery 'tcp_option' is not built yet."
-    if "tcp_option" in machine.config.discovery:
-        return warn(
-            text,
-            "PYSMC_DISCOVERY names it all the same; nothing is recognised by it.",
-        )
-    return skip(text)
+    """Try the option, and tell for which cgroups it is there."""
+    trial = machine.try_option()
+    cgroups = machine.option_cgroups()
+    where = f"attached to {', '.join(cgroups)}" if cgroups else ""
+    if trial.works:
+        rest = f"; the programs are {where}" if where else ""
+        return ok(f"It works for sockets of this process{rest}.")
+    seen = f"{trial.reason} They are {where}." if where else trial.reason
+    if trial.abi is not None:
+        return fail(seen)
+    if "tcp_option" in machine.config.discovery and "verbs" in machine.config.fabrics:
+        return warn(seen)
+    return skip(seen, tcp_option.remedy)
 
 
 CHECKS = (cookies, mark, connection, static_peers, tcp_option)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pysmc.cli.checks.kernel_smc_tables import Tables
+    from pysmc.discovery.option.trial import Trial
     from pysmc.fabric.verbs_binding import Pyverbs
 
 __all__ = ["KIB", "MIB", "Machine", "size"]
@@ -64,6 +65,22 @@ def _smc_tables() -> Tables:
     from pysmc.cli.checks.kernel_smc_tables import read_tables
 
     return read_tables()
+
+
+def _try_option() -> Trial:
+    from pysmc.discovery.option.trial import try_option
+
+    return try_option()
+
+
+def _option_cgroups() -> list[str]:
+    from pysmc.discovery.option.cgroup import NoCgroupError
+    from pysmc.discovery.option.install import find_all
+
+    try:
+        return sorted({str(one.cgroup) for one in find_all()})
+    except (NoCgroupError, OSError):
+        return []
 
 
 def _exchange(ports: Sequence[str], seconds: float) -> list[str]:
@@ -118,6 +135,10 @@ class Machine:
     """Makes a stream socket of a family and protocol; gives the errno, or 0."""
     smc_tables: Callable[[], Tables] = _smc_tables
     """Reads the tables of the kernel's SMC."""
+    try_option: Callable[[], Trial] = _try_option
+    """Tries the TCP option with sockets of this process."""
+    option_cgroups: Callable[[], list[str]] = _option_cgroups
+    """Names the cgroups that have the programs for it, as far as they can be seen."""
     peer: str = ""
     """A peer that was asked about, as host."""
 

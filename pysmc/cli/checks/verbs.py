@@ -132,8 +132,9 @@ def pinned_bytes(machine: Machine) -> tuple[int, int]:
     " PYSMC_FABRICS, with a UEID in PYSMC_UEIDS and a discovery that works between"
     " hosts; PYSMC_RDMA_DEVICE has to name a usable device, or none.",
     means="Connections to other hosts stay TCP.",
-    remedy="Set on both hosts PYSMC_FABRICS=shm,verbs PYSMC_UEIDS=NAME (the same)"
-    " PYSMC_DISCOVERY=local,static PYSMC_PEERS=ADDRESSES.",
+    remedy="Set on both hosts PYSMC_FABRICS=shm,verbs PYSMC_UEIDS=NAME (the same), and"
+    " have the TCP option attached, or set PYSMC_DISCOVERY=local,static"
+    " PYSMC_PEERS=ADDRESSES.",
 )
 def settings(machine: Machine) -> Finding:
     """Look whether somebody means to use it."""
@@ -155,13 +156,19 @@ def settings(machine: Machine) -> Finding:
             "With PYSMC_RDMA_DEVICE no other device is used.",
             "Name another one, or unset it: the route of a connection then decides.",
         )
-    if "static" not in config.discovery:
+    ways = []
+    if "tcp_option" in config.discovery and machine.try_option().works:
+        ways.append("the TCP option")
+    if "static" in config.discovery:
+        ways.append("the list of peers")
+    if not ways:
         return warn(
             f"PYSMC_DISCOVERY is {','.join(config.discovery) or 'empty'}.",
-            "That recognises no peer of another host.",
-            "Add 'static' to PYSMC_DISCOVERY, and the peers to PYSMC_PEERS.",
+            "As things are, that recognises no peer of another host.",
+            "As root: pysmc option attach, with 'tcp_option' in PYSMC_DISCOVERY; or add"
+            " 'static' to it, and the peers to PYSMC_PEERS.",
         )
-    return ok(f"UEIDs {', '.join(config.ueids)}; discovery by the list of peers.")
+    return ok(f"UEIDs {', '.join(config.ueids)}; discovery by {' and '.join(ways)}.")
 
 
 def _configured_problem(machine: Machine, wanted: str) -> str:

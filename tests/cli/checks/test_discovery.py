@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import NamedTuple
 
 import pytest
 
 from pysmc.cli.checks import discovery
 from pysmc.cli.checks.check import examine
 from pysmc.cli.checks.machine import Machine
+from pysmc.discovery.option.cgroup import NoCgroupError
+from pysmc.discovery.option.trial import Trial
 from pysmc.info import ConnectionInfo
 from pysmc.reasons import reason
 
@@ -121,9 +124,49 @@ def test_static(environ, status, words, machine):
     assert words in finding.seen
 
 
-def test_tcp_option(machine):
-    assert discovery.tcp_option.look(machine()).status == "skip"
-    asked = machine(environ={"PYSMC_DISCOVERY": "tcp_option"})
-    (report,) = examine(asked, [discovery.tcp_option])
-    assert report.status == "warn"
-    assert "static" in report.remedy
+NOT_THERE = Trial(None, works=False, reason="No programs are installed for this.")
+BROKEN = Trial(1, works=False, reason="The set-up is incomplete.")
+WORKS = Trial(1, works=True, reason="")
+OVER_VERBS = {"PYSMC_FABRICS": "verbs"}
+
+
+@pytest.mark.parametrize(
+    ("trial", "cgroups", "environ", "status", "seen"),
+    [
+        (WORKS, ["/c"], {}, "ok", "this process; the programs are attached to /c."),
+        (WORKS, [], {}, "ok", "It works for sockets of this process."),
+        (NOT_THERE, [], {}, "skip", "No programs are installed for this."),
+        (NOT_THERE, [], {"PYSMC_DISCOVERY": "local"} | OVER_VERBS, "skip", "No pro"),
+        (NOT_THERE, ["/a", "/b"], {}, "skip", "They are attached to /a, /b."),
+        (NOT_THERE, [], OVER_VERBS, "warn", "No programs are installed for this."),
+        (BROKEN, ["/c"], {}, "fail", "The set-up is incomplete. They are attached to"),
+    ],
+)
+def test_tcp_option(trial, cgroups, environ, status, seen, machine):
+    here = machine(
+        environ=environ, try_option=lambda: trial, option_cgroups=lambda: cgroups
+    )
+    (report,) = examine(here, [discovery.tcp_option])
+    assert report.status == status
+    assert seen in report.seen
+    assert ("pysmc option attach" in report.remedy) == (status != "ok")
+
+
+def test_the_option_of_this_machine(monkeypatch):
+    """Whatever it is; where nobody may look for cgroups, none is named."""
+    assert discovery.tcp_option.look(HERE).seen
+    monkeypatch.setattr("pysmc.discovery.option.install.mount_point", no_cgroup)
+    assert HERE.option_cgroups() == []
+
+
+def no_cgroup():
+    raise NoCgroupError("no cgroup2")
+
+
+def test_cgroups_that_have_the_option(monkeypatch):
+    class Found(NamedTuple):
+        cgroup: str
+
+    rows = [Found("/b"), Found("/a"), Found("/b")]
+    monkeypatch.setattr("pysmc.discovery.option.install.find_all", lambda: rows)
+    assert HERE.option_cgroups() == ["/a", "/b"]

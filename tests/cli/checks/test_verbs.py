@@ -10,6 +10,7 @@ from pysmc.cli.checks import verbs
 from pysmc.cli.checks.catalogue import CHECKS, FABRICS
 from pysmc.cli.checks.check import examine, verdict
 from pysmc.cli.checks.verbs import pinned_bytes
+from pysmc.discovery.option.trial import Trial
 from pysmc.fabric.verbs_binding import Pyverbs
 
 MEMLOCK = resource.RLIMIT_MEMLOCK
@@ -147,6 +148,26 @@ class TestSettings:
     def test_what_is_missing(self, change, status, words, machine):
         environ = {k: v for k, v in (SETTINGS | change).items() if v}
         finding = verbs.settings.look(machine(environ=environ))
+        assert finding.status == status
+        assert words in finding.seen
+
+    @pytest.mark.parametrize(
+        ("works", "discovery", "status", "words"),
+        [
+            (True, "tcp_option", "ok", "by the TCP option."),
+            (True, "tcp_option,static", "ok", "by the TCP option and the list of"),
+            (True, "local", "warn", "PYSMC_DISCOVERY is local."),
+            (False, "tcp_option", "warn", "PYSMC_DISCOVERY is tcp_option."),
+            (False, "tcp_option,static", "ok", "by the list of peers."),
+        ],
+    )
+    def test_the_option(self, works, discovery, status, words, machine):
+        environ = {**SETTINGS, "PYSMC_DISCOVERY": discovery}
+        if "static" not in discovery:
+            del environ["PYSMC_PEERS"]
+        trial = Trial(1 if works else None, works=works, reason="" if works else "No.")
+        here = machine(environ=environ, try_option=lambda: trial)
+        finding = verbs.settings.look(here)
         assert finding.status == status
         assert words in finding.seen
 

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import interop_matrix
 from pysmc import config
 from pysmc.cli.checks.catalogue import CHECKS, FABRICS
 from pysmc.reasons import REASONS
@@ -153,6 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": lambda: demands_table("fault"),
     **{f"demands-{name}": partial(demands_table, "demand", name) for name in SECTIONS},
     "long-runs": long_runs_table,
+    "interop-matrix": interop_matrix.table,
     "doctor-machine": lambda: doctor_table(""),
     **{f"doctor-{name}": partial(doctor_table, name) for name in FABRICS},
 }

@@ -177,7 +177,7 @@ def missing() -> str:
     return ""
 
 
-# --- what is on the wire ----------------------------------------------------------
+# --- what is on the wire ------------------------------------------------------
 
 
 class Segment(NamedTuple):

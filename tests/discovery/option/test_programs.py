@@ -255,11 +255,26 @@ def test_a_foreign_program_does_not_make_a_plain_listener_answer(kernel):
     assert answer(kernel, server, PLAIN + SMC) == b""
 
 
+def test_a_foreign_program_does_not_make_a_plain_client_ask(kernel):
+    client = Sock(callback_flags=WRITE_FLAG)
+    assert connect(kernel, client) == b""
+    established(kernel, client, PLAIN + SMC)
+    assert not client.storage
+
+
 def test_a_plain_listener_is_not_taken_for_the_last_one_of_its_port(kernel):
     listen(kernel, opted(kernel), PORT)
     plain = Sock(callback_flags=WRITE_FLAG)
     listen(kernel, plain, PORT)
     assert answer(kernel, plain, PLAIN + SMC) == b""
+
+
+def test_a_client_with_the_port_of_a_listener_does_not_disturb_it(kernel):
+    server = opted(kernel)
+    listen(kernel, server, PORT)
+    for client in (Sock(port=PORT), opted(kernel, Sock(port=PORT))):
+        connect(kernel, client)
+        assert answer(kernel, server, PLAIN + SMC) == SMC
 
 
 def test_other_ports_and_namespaces_are_others(kernel):
@@ -314,6 +329,18 @@ def test_opting_out_before_the_second_try(kernel):
     assert kernel.setsockopt(client, kernel.pack("I", 0)) == 0
     assert state(kernel, client) == MINE
     assert connect(kernel, client) == b""
+
+
+def test_who_opted_out_is_as_if_never_in(kernel):
+    client, server = opted(kernel), opted(kernel)
+    for sock in (client, server):
+        assert kernel.setsockopt(sock, kernel.pack("I", 0)) == 0
+    listen(kernel, server, PORT)
+    assert connect(kernel, client) == b""
+    assert (client.callback_flags, server.callback_flags) == (0, 0)
+    assert not server.saves_syn
+    assert kernel.listeners == [{}]
+    assert state(kernel, client) == state(kernel, server) == 0
 
 
 # --- several instances --------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Whether it works here, and if not, why not; the real thing is in `real_cases`."""
+"""Whether it works here, and if not, why not; the real thing is in `real_setups`."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import json
 import os
@@ -13,13 +14,10 @@ import tomllib
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import construct
 import pytest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -104,10 +102,19 @@ def usable(python: str) -> tuple[str, str]:
 
 
 class Reports:
-    """Runs the lanes that are asked for, each once."""
+    """Runs the lanes that are asked for, each once.
 
-    def __init__(self, folder: Path, lanes: list[Lane]) -> None:
+    Args:
+        folder: For what the other Pythons need.
+        shared: Where the lanes leave their reports. Processes that test at the same
+            time have the same, and whoever comes first runs a lane.
+        lanes: What is asked for.
+    """
+
+    def __init__(self, folder: Path, shared: Path, lanes: list[Lane]) -> None:
         self._folder = folder
+        self._shared = shared
+        self._is_closed = False
         self._children: list[subprocess.Popen[str]] = []
         self._pool = ThreadPoolExecutor(AT_ONCE)
         # The other Pythons have nothing of ours installed, and need only this.
@@ -123,6 +130,7 @@ class Reports:
         return self._runs[lane].result(DEADLINE * 2)
 
     def close(self) -> None:
+        self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._children:
             child.kill()
@@ -131,8 +139,24 @@ class Reports:
         program, missing = usable(lane.python)
         if missing:
             return {"missing": missing}
-        folder = self._folder / f"{lane.name}-{lane.python}"
-        folder.mkdir()
+        folder = self._shared / f"{lane.name}-{lane.python}"
+        folder.mkdir(exist_ok=True)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "report.json").exists() and not self._is_closed:
+                output = self._play(lane, program, folder)
+                (folder / "output").write_text(output, encoding="utf-8")
+        try:
+            text = (folder / "report.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            output = (folder / "output").read_text(encoding="utf-8")
+            return {"broken": f"no report of {lane}:\n{output}"}
+        report = json.loads(text)
+        assert isinstance(report, dict)
+        return report
+
+    def _play(self, lane: Lane, program: str, folder: Path) -> str:
+        """Run `suites.py`; give what it printed."""
         flags = STRICT if lane.name == "strict" else ()
         orders = json.dumps(orders_of(lane))
         child = subprocess.Popen(
@@ -147,12 +171,7 @@ class Reports:
         )
         self._children.append(child)
         output, _ = child.communicate(orders)
-        try:
-            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {"broken": f"no report of {lane} ({child.returncode}):\n{output}"}
-        assert isinstance(report, dict)
-        return report
+        return f"{output}\nexit code {child.returncode}"
 
     def _environment(self, lane: Lane) -> dict[str, str]:
         ours = ("PYTHON", "PYSMC_", "COVERAGE_")
@@ -180,24 +199,41 @@ def orders_of(lane: Lane) -> dict[str, list[str]]:
             return {"local": CLASSES, **worlds}
 
 
-@pytest.fixture(scope="session")
-def reports(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Reports]:
-    """Run what the collected tests ask for; the longest lanes first."""
+REPORTS = pytest.StashKey[Reports]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin to run what the chosen tests ask for: other tests take their time."""
     wanted: set[Any] = {
         item.callspec.params["lane"]
-        for item in request.session.items
+        for item in session.items
         if isinstance(item, pytest.Function)
         and item.path.parent == HERE
         and hasattr(item, "callspec")
         and "lane" in item.callspec.params
     }
-    names = ("strict", "plain", "both")
-    lanes = sorted(wanted, key=lambda lane: names.index(lane.name))
-    found = Reports(tmp_path_factory.mktemp("cpython"), lanes)
-    yield found
-    found.close()
+    if not wanted or session.config.option.collectonly:
+        return
+    names = ("strict", "plain", "both")  # the longest first
+    lanes = sorted(wanted, key=lambda lane: (names.index(lane.name), lane.python))
+    places = session.config._tmp_path_factory  # type: ignore[attr-defined]
+    folder = shared = places.mktemp("cpython")
+    if hasattr(session.config, "workerinput"):
+        shared = places.getbasetemp().parent / "cpython-lanes"
+        shared.mkdir(exist_ok=True)
+    session.config.stash[REPORTS] = Reports(folder, shared, lanes)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End what still runs."""
+    if REPORTS in config.stash:
+        config.stash[REPORTS].close()
+
+
+@pytest.fixture(scope="session")
+def reports(request: pytest.FixtureRequest) -> Reports:
+    """Give what runs the lanes."""
+    return request.config.stash[REPORTS]
 
 
 class World(NamedTuple):

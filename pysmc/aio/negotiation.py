@@ -55,6 +55,8 @@ __all__ = [
 
 EYECATCHERS = (EYECATCHER_SMCR, EYECATCHER_SMCD)
 EYECATCHER_BYTES = 4
+TCP_ESTABLISHED = 1
+"""First byte of struct tcp_info; any other state once the peer's FIN is there."""
 UNREAD_PIECE_BYTES = 64 * 1024
 """Most bytes of one piece of what had arrived."""
 
@@ -494,7 +496,7 @@ class Negotiation:
         if is_clc and len(begin) == EYECATCHER_BYTES:
             self._await_bytes(0)
             return True
-        if is_clc and begin and self._unsure == 1:
+        if is_clc and begin and not self._has_tcp_ended():
             # Readable next when the rest is there, or when there will be no rest.
             self._await_bytes(EYECATCHER_BYTES)
             return False
@@ -505,9 +507,14 @@ class Negotiation:
         self.fell_back(NO_CLC)
         return False
 
+    def _has_tcp_ended(self) -> bool:
+        """Tell whether the peer has sent its last byte, without reading any."""
+        state: bytes = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return state[0] != TCP_ESTABLISHED
+
     def _await_bytes(self, count: int) -> None:
         """Be called when so many bytes can be read; 0 when it is sure what they are."""
-        if count or self._unsure > 1:
+        if count != self._unsure and EYECATCHER_BYTES in {count, self._unsure}:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count or 1)
         self._unsure = count
 

@@ -263,7 +263,6 @@ def _established(a: Assembler) -> None:
     """The handshake of TCP is over."""
     a.label("established")
     _load_state(a, otherwise="done")
-    a.bit_and(R8, WANT | MINE | SERVER)
     a.bit_or(R8, DONE)
     a.jump_if(R7, "==", Op.PASSIVE_ESTABLISHED, "accepted")
     a.rule("A client: look into the SYN-ACK that is just being processed.")

@@ -340,6 +340,7 @@ def test_who_opted_out_is_as_if_never_in(kernel):
     assert (client.callback_flags, server.callback_flags) == (0, 0)
     assert not server.saves_syn
     assert kernel.listeners == [{}]
+    established(kernel, client, PLAIN + SMC)
     assert state(kernel, client) == state(kernel, server) == 0
 
 

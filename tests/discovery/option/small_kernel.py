@@ -68,6 +68,8 @@ class Kernel:
     listeners: list[dict[bytes, int]] = field(default_factory=list)
     calls: int = 0
     """Of sock_ops programs."""
+    has_memory: bool = True
+    """Whether a state can be made for a socket."""
 
     def __post_init__(self) -> None:
         self.listeners = [{} for _ in self.programs]
@@ -262,7 +264,7 @@ class _Helpers:
         assert self.machine.find(sock) == (self.kernel._as_seen(self.sock), 0)
         storage = self.sock.storage
         if self.instance not in storage:
-            if not flags & 1:
+            if not flags & 1 or not self.kernel.has_memory:
                 return 0
             storage[self.instance] = Region.of("state", bytes(4))
         return self.machine.address(storage[self.instance])

@@ -385,6 +385,11 @@ def test_not_plain_tcp(kernel, one, protocol):
     assert not sock.storage
 
 
+def test_no_memory_for_the_state(kernel, one):
+    kernel.has_memory = False
+    assert kernel.setsockopt(Sock(), one) == "EPERM"
+
+
 @pytest.mark.parametrize("value", [b"", b"\1", b"\1\0\0", bytes(5), bytes(8)])
 def test_a_value_of_another_length(kernel, value):
     assert kernel.setsockopt(Sock(), value) == "EPERM"

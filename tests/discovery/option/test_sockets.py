@@ -8,7 +8,12 @@ import socket
 import pytest
 
 from pysmc.discovery.option import sockets
-from pysmc.discovery.option.sockets import OptionState, opt_in, read_state
+from pysmc.discovery.option.sockets import (
+    OptionState,
+    opt_in,
+    opt_out,
+    read_state,
+)
 
 
 class Socket:
@@ -49,6 +54,14 @@ def test_one_call_each():
     assert sock.asked == [(0x534D4352, 1, 1), (0x534D4352, 1)]
     assert str(found) == "39"
     assert repr(found) == "<OptionState.WANT|PEER|DONE|SERVER: 39>"
+
+
+def test_an_opt_in_can_be_taken_back():
+    sock = Socket()
+    opt_out(sock)  # type: ignore[arg-type]
+    assert sock.asked == [(0x534D4352, 1, 0)]
+    with pytest.raises(OSError, match="no"):
+        opt_out(Socket(errno.ENOPROTOOPT))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", NOT_THERE)

@@ -20,7 +20,7 @@ DEMANDS, FAULTS = REGISTRY["demand"], REGISTRY["fault"]
 ROWS = [*DEMANDS, *FAULTS]
 SECTIONS = {"input", "ends", "fallback", "groups", "data", "set-up"}
 NEVER = {"skip", "skipif", "xfail"}
-NOT_EVERYWHERE = {"netns", "long"}
+NOT_EVERYWHERE = {"netns", "long", "lab", "lab_long"}
 """Marks of tests that are left out on many machines."""
 TESTS = sorted({name for row in ROWS for name in row["tests"]})
 

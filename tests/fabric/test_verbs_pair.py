@@ -305,6 +305,24 @@ def test_what_finds_no_room_waits_in_order(roce: Roce) -> None:
     assert [item.wr_id for item in publishes] == list(writer.open_wr_ids)
 
 
+def test_what_is_lost_on_the_way_comes_later_and_once(roce: Roce) -> None:
+    near, far = roce.bench.link()
+    region = far.domain.register(16 << 10)
+    writer = Writer(near, region, far.queue_pair)
+    pair = library_end(roce, far)
+    for number in range(20):
+        pair.is_cut = True
+        writer.write(number, bytes([number + 1]))
+        writer.publish(producer=number + 1)
+        for _ in range(ATTEMPTS // 10):
+            roce.bench.move()
+        pair.is_cut = False
+        roce.bench.await_newest(far, writer)
+        assert content(region)[: number + 2] == bytes([*range(1, number + 2), 0])
+    assert statuses(near)[0] == statuses(far)[0] == CONNECTED
+    assert not near.side.of(CompletionKind.DOWN, near.queue_pair)
+
+
 def test_a_busy_peer_costs_time_and_nothing_else(roce: Roce) -> None:
     """It has no receives for a while: SMC-R has no credits for them."""
     near, far = roce.bench.link()

@@ -104,6 +104,14 @@ def test_a_network_device_that_says_nothing(sysfs: Sysfs) -> None:
     assert list_ports(sysfs.root)[0].mtu_code == 3
 
 
+def test_a_software_device_has_no_parent_and_serves_all_the_same(sysfs: Sysfs) -> None:
+    """Others have a link to a device of a bus; what is not asked for is not missed."""
+    sysfs.usual()
+    assert [path.name for path in (sysfs.root / "rxe0").iterdir()] == ["ports"]
+    assert [path.name for path in sysfs.net.iterdir()] == ["va"]
+    assert pick(sysfs, "10.0.0.1", "va") == "rxe0:1:1"
+
+
 def pick(
     sysfs: Sysfs,
     local: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -119,6 +120,34 @@ def anywhere(sysfs: Sysfs, monkeypatch: pytest.MonkeyPatch) -> PortFinder:
     monkeypatch.setattr(verbs_route, "Netlink", FakeNetlink)
     monkeypatch.setattr("socket.if_indextoname", lambda number: "va")
     return PortFinder(CONFIG, sysfs.root)
+
+
+@pytest.mark.parametrize("at", ["name", "netdev", "rdma"])
+def test_an_interface_that_vanishes_while_it_is_looked_up(
+    sysfs: Sysfs, anywhere: PortFinder, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Each look may be the first one that does not find it."""
+    monkeypatch.setattr(FakeNetlink, "addresses", lambda *_: [])
+    sysfs.usual()
+    assert find(anywhere, "10.0.0.1", "10.0.0.2") == "rxe0:1:1"
+
+    def vanished(_: int) -> str:
+        raise OSError(errno.ENODEV, "No such device")
+
+    match at:
+        case "name":
+            monkeypatch.setattr("socket.if_indextoname", vanished)
+            words = "cannot be found: No such device"
+        case "netdev":
+            shutil.rmtree(sysfs.net / "va")
+            (sysfs.root / "rxe0/ports/1/gid_attrs/ndevs/1").unlink()
+            words = "va"
+        case _:
+            shutil.rmtree(sysfs.root / "rxe0")
+            words = "this machine has no RDMA device"
+    assert words in find(anywhere, "10.0.0.1", "10.0.0.2")
+    anywhere._known.clear()
+    assert words in find(anywhere, "10.0.0.1", "10.0.0.2")
 
 
 def test_addresses_that_cannot_be_read(anywhere: PortFinder) -> None:

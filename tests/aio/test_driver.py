@@ -145,6 +145,7 @@ def test_nothing_grows(kit) -> None:
     kit.run(scenario)
 
 
+@pytest.mark.load
 @pytest.mark.slow
 def test_a_thousand_connections(kit) -> None:
     async def scenario() -> None:

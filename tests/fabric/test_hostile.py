@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 40.0
 """Seconds without an answer after which a process hangs."""
+PATIENCE_WITH_BROKEN = 10.0
+"""The same where a hang is what has to be found out."""
 SETTLED_WITHIN = 10.0
 """Seconds in which the victim has to be at rest after its peer's end."""
 
@@ -34,7 +36,8 @@ SETTLED_WITHIN = 10.0
 class Program:
     """One of the programs, and the lines that go to and fro."""
 
-    def __init__(self, name: str, *arguments: str) -> None:
+    def __init__(self, patience: float, name: str, *arguments: str) -> None:
+        self._patience = patience
         command = [sys.executable, "-X", "faulthandler", "-m", f"tests.fabric.{name}"]
         given = os.environ.get("PYTHONPATH", "")
         paths = os.pathsep.join((str(ROOT), str(ROOT / "proto"), given))
@@ -62,7 +65,7 @@ class Program:
         assert self._process.stdout is not None
         descriptor = self._process.stdout.fileno()
         while b"\n" not in self._pending:
-            readable, _, _ = select.select([descriptor], [], [], PATIENCE)
+            readable, _, _ = select.select([descriptor], [], [], self._patience)
             assert readable, "the program hangs"
             data = os.read(descriptor, 65536)
             assert data, f"the program ended with {self._process.wait()}"
@@ -93,6 +96,7 @@ class Arena:
         self.lies: Counter[str] = Counter()
         """Of each kind, since the beginning."""
         self.programs: list[Program] = []
+        self._patience = PATIENCE_WITH_BROKEN if broken else PATIENCE
         try:
             self._begin(broken)
         except BaseException:
@@ -109,7 +113,7 @@ class Arena:
         assert self.victim.ask(do="remember")["links"] == 1
 
     def _start(self, *arguments: str) -> Program:
-        program = Program(*arguments)
+        program = Program(self._patience, *arguments)
         self.programs.append(program)
         return program
 

@@ -281,15 +281,6 @@ class ClientNegotiator(Negotiator):
         """Seconds after the Confirm at which we decline: no server does so later."""
         return self._config.confirm_link_client_wait + self._config.decline_wait
 
-    @property
-    def late_after(self) -> float:
-        """Seconds after the Confirm at which a kernel's server may have given up.
-
-        It declines one `decline_wait` later. That has to come before the application
-        does, though our answer may have been in time.
-        """
-        return self._config.confirm_link_server_wait
-
     def link_failed(self, handshake: Handshake, why: Reason) -> None:
         """There will be no link; in the first seconds we decline at once."""
         super().link_failed(handshake, why)
@@ -297,9 +288,23 @@ class ClientNegotiator(Negotiator):
         self._context.actions.append(CheckTcp(handshake))
 
     def tcp_quiet(self, handshake: Handshake, now: float) -> None:
-        """The link failed and TCP is quiet: decline before a kernel's server would."""
-        if now < handshake.confirmed_at + self._config.confirm_link_server_wait:
-            self.decline_wait_over(handshake, now)
+        """TCP is quiet: decline if the link failed, before a kernel's server would.
+
+        Else the connection is handed out, unless that server may have given up: it
+        waits for our answer, and declines one `decline_wait` after that. Only now is
+        it certain that the answer has left. In version 2.0 ADD LINK was awaited.
+        """
+        state, config, group = HandshakeState, self._config, handshake.group
+        assert group is not None
+        is_early = now < handshake.confirmed_at + config.confirm_link_server_wait
+        if handshake.state is state.AWAIT_DECLINE:
+            if is_early:
+                self.decline_wait_over(handshake, now)
+        elif handshake.state is state.HANDOVER and group.release and not is_early:
+            handshake.move(HandshakeInput.LATE)
+            self._set_deadline(handshake, now + 2 * config.decline_wait)
+        else:
+            super().tcp_quiet(handshake, now)
 
     def decline_wait_over(self, handshake: Handshake, now: float) -> None:
         """Decline: a server of ours never does so any more, and Linux did before."""

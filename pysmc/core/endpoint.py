@@ -21,9 +21,9 @@ from pysmc.core.client import ClientNegotiator
 from pysmc.core.context import Context, FabricOffer, Identity
 from pysmc.core.events import ConnectionLost
 from pysmc.core.handshake import (
+    LOOKING_AT_TCP,
     NOTHING_ABSENT,
     Handshake,
-    HandshakeInput,
     HandshakeState,
 )
 from pysmc.core.keeper import Keeper
@@ -185,6 +185,14 @@ class Endpoint:
         """The TCP connection of a handshake ended, or sending on it failed."""
         if handshake.is_over:
             return
+        if (
+            handshake.state is HandshakeState.LATE
+            and error is None
+            and handshake.stream.is_empty
+        ):
+            # No Decline comes any more: a peer may have written and closed by now.
+            self._client.tcp_quiet(handshake, now)
+            return
         how = "closed it" if error is None else str(error)
         text = f"TCP connection ended while {handshake.state.value}: {how}"
         self._side(handshake).fail(handshake, ConnectionReset(text), now)
@@ -194,11 +202,8 @@ class Endpoint:
         if not handshake.stream.is_empty:
             # The rest of a Decline is on its way: the deadline decides.
             return
-        if handshake.state is HandshakeState.HANDOVER:
-            handshake.move(HandshakeInput.QUIET)
-            self._side(handshake).establish(handshake, now)
-        elif handshake.state is HandshakeState.AWAIT_DECLINE:
-            self._client.tcp_quiet(handshake, now)
+        if handshake.state in LOOKING_AT_TCP:
+            self._side(handshake).tcp_quiet(handshake, now)
 
     def abandon(self, handshake: Handshake, now: float) -> None:
         """The driver gave up a handshake: give back what it holds. Idempotent."""

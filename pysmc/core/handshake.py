@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLIENT",
+    "LOOKING_AT_TCP",
     "NOTHING_ABSENT",
     "SERVER",
     "Handshake",
@@ -60,9 +61,10 @@ class HandshakeState(Enum):
     PREPARING = "preparing queue pair and memory"
     AWAIT_CONFIRM = "awaiting the Confirm"  # server
     AWAIT_LINK = "awaiting CONFIRM LINK"
-    AWAIT_ADD_LINK = "awaiting ADD LINK"  # version 2.0, or a Decline after a late link
+    AWAIT_ADD_LINK = "awaiting ADD LINK"  # version 2.0
     AWAIT_DECLINE = "awaiting a late Decline"
     HANDOVER = "looking at TCP for the last time"
+    LATE = "awaiting a Decline of a server that had no answer in time"  # client
     ESTABLISHED = "established"
     FELL_BACK = "fell back to TCP"
     FAILED = "failed"
@@ -79,10 +81,11 @@ class HandshakeInput(Enum):
     READY = "queue pair and memory ready"
     READY_REUSE = "memory ready on a reused link"
     LINK_CONFIRMED = "link confirmed"
-    LINK_CONFIRMED_V20 = "link confirmed, version 2.0"  # or late
+    LINK_CONFIRMED_V20 = "link confirmed, version 2.0"
     ADD_LINK_DONE = "ADD LINK over"
     LINK_FAILED = "link lost, or no CONFIRM LINK in time"
     QUIET = "nothing on TCP"
+    LATE = "the answer to CONFIRM LINK left late"
     DECLINED = "Decline received"
     UNABLE = "we decline"
     BROKEN = "stream broken or time over"
@@ -92,6 +95,9 @@ _S, _I = HandshakeState, HandshakeInput
 
 OVER = frozenset({_S.ESTABLISHED, _S.FELL_BACK, _S.FAILED})
 """Nothing follows these."""
+
+LOOKING_AT_TCP = frozenset({_S.AWAIT_DECLINE, _S.HANDOVER, _S.LATE})
+"""In these the driver may be asked whether a Decline is there."""
 
 _TOO_LATE = frozenset(
     {
@@ -125,8 +131,12 @@ CLIENT = Table(
         (_S.AWAIT_ADD_LINK, _I.DECLINED): _S.FELL_BACK,
         (_S.AWAIT_ADD_LINK, _I.BROKEN): _S.FAILED,
         (_S.HANDOVER, _I.QUIET): _S.ESTABLISHED,
+        (_S.HANDOVER, _I.LATE): _S.LATE,
         (_S.HANDOVER, _I.DECLINED): _S.FELL_BACK,
         (_S.HANDOVER, _I.BROKEN): _S.FAILED,
+        (_S.LATE, _I.QUIET): _S.ESTABLISHED,
+        (_S.LATE, _I.DECLINED): _S.FELL_BACK,
+        (_S.LATE, _I.BROKEN): _S.FAILED,
     },
     ignored=_TOO_LATE,
 )
@@ -177,6 +187,7 @@ _READING = frozenset(
         _S.AWAIT_ADD_LINK,
         _S.AWAIT_DECLINE,
         _S.HANDOVER,
+        _S.LATE,
     }
 )
 

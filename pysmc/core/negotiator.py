@@ -8,7 +8,6 @@ Reference: RFC 7609 section 3.5.1.6 (Decline), A.2.5; kernel counterpart: af_smc
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pysmc.core.actions import CheckTcp, PublishUpdate, SendClc
@@ -169,13 +168,14 @@ class Negotiator:
                 self.link_failed(handshake, reason("LINK_FAILED", "local"))
             case state.AWAIT_DECLINE:
                 self.decline_wait_over(handshake, now)
-            case state.AWAIT_ADD_LINK if handshake.problem is not None:
-                self._fail_link(handshake, handshake.problem, now)
             case state.AWAIT_ADD_LINK:
                 # Linux goes on with one link, and so do we. Half a Decline may be
                 # there, whose rest never comes.
                 self._set_deadline(handshake, now + self._config.decline_wait)
                 self.add_link_over(handshake)
+            case state.LATE if handshake.stream.is_empty:
+                self._set_deadline(handshake, now + self._config.decline_wait)
+                self._context.actions.append(CheckTcp(handshake))
             case _:
                 message = (
                     f"{handshake.role.value} handshake: peer was silent for too long"
@@ -274,32 +274,19 @@ class Negotiator:
         assert group is not None
         assert rmb is not None
         needs_add_link = not group.release
-        is_late = self._is_late(handshake, now)
         happened = (
             HandshakeInput.LINK_CONFIRMED_V20
-            if needs_add_link or is_late
+            if needs_add_link
             else HandshakeInput.LINK_CONFIRMED
         )
         handshake.move(happened)
         self._keeper.activate(link, now)
         rmb.state = RmbState.CONFIRMED
-        if is_late:
-            # The peer's wait for a Decline, and the way of its own.
-            self._set_deadline(handshake, now + 2 * self._config.decline_wait)
-        elif needs_add_link:
+        if needs_add_link:
             self.wait(handshake, self._config.llc_wait, now)
+            self.begin_add_link(handshake)
         else:
             self._context.actions.append(CheckTcp(handshake))
-        if needs_add_link:
-            self.begin_add_link(handshake)
-
-    @property
-    def late_after(self) -> float:
-        """Seconds after the Confirm at which the peer may have given up the link."""
-        return math.inf
-
-    def _is_late(self, handshake: Handshake, now: float) -> bool:
-        return now >= handshake.confirmed_at + self.late_after
 
     def begin_add_link(self, handshake: Handshake) -> None:
         """Version 2.0: do this role's part of ADD LINK."""
@@ -322,12 +309,20 @@ class Negotiator:
                 handshake.problem = why
             case state.AWAIT_LINK | state.AWAIT_DECLINE:
                 self.link_failed(handshake, why)
-            case state.AWAIT_ADD_LINK if self._is_late(handshake, now):
+            case state.LATE:
                 # A server that has given up closes its queue pair before it declines.
                 handshake.problem = why
             case _:
                 # CONFIRM LINK is through, so a Decline is no longer allowed.
                 self._fail_link(handshake, why, now)
+
+    def tcp_quiet(self, handshake: Handshake, now: float) -> None:
+        """No Decline is there where one would have to be: hand the connection out."""
+        if handshake.problem is not None:
+            self._fail_link(handshake, handshake.problem, now)
+        else:
+            handshake.move(HandshakeInput.QUIET)
+            self.establish(handshake, now)
 
     def _fail_link(self, handshake: Handshake, why: Reason, now: float) -> None:
         text = f"the first link failed while {handshake.state.value}: {why.text}"

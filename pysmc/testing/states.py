@@ -263,6 +263,14 @@ def _hands_over(scene: Scene) -> None:
     scene.until(HandshakeState.HANDOVER)
 
 
+def _answers_late(scene: Scene) -> None:
+    _awaits_link(scene)
+    # Longer than a kernel's server waits for the answer.
+    scene.pair.advance(2.5)
+    scene.pair.release("send", scene.me)
+    scene.pair.drive()
+
+
 def _fell_back(scene: Scene) -> None:
     scene.connect()
     assert scene.handshake is not None
@@ -454,6 +462,9 @@ _HANDSHAKES: dict[str, StateRow] = {
     ),
     "client/handover": StateRow(
         _C, "the link is confirmed; TCP is looked at a last time", _hands_over
+    ),
+    "client/late": StateRow(
+        _C, "CONFIRM LINK was answered late; a Decline may come", _answers_late
     ),
     "client/fell-back": StateRow(_C, "the server declined", _fell_back),
     "client/failed": StateRow(_C, "the server sent no CLC message", _failed),

@@ -532,6 +532,38 @@ def test_a_late_answer_may_have_been_in_time() -> None:
     assert isinstance(pair.verdict(client), Established)
 
 
+def test_the_end_of_tcp_after_a_late_answer_is_no_decline() -> None:
+    """A server may have written all that it had, and closed."""
+    pair, client, _ = confirmed_late()
+    pair.client.endpoint.tcp_lost(client, pair.now, None)
+    pair.settle(pair.client)
+    assert isinstance(pair.verdict(client), Established)
+
+
+def test_half_a_decline_after_a_late_answer_ends_it() -> None:
+    pair, client, server = confirmed_late()
+    pair.send_tcp(server, LATE_DECLINE[:20])
+    pair.advance(2.1)
+    verdict = pair.verdict(client)
+    assert isinstance(verdict, Failed)
+    assert isinstance(verdict.error, HandshakeTimeout)
+
+
+def test_a_decline_that_comes_with_the_last_look_wins() -> None:
+    pair, client, server = confirmed_late()
+    pair.hold("tcp", pair.client)
+    pair.send_tcp(server, LATE_DECLINE[:20])
+    tcp = pair.tcp(client)
+    tcp.arrived += tcp.transit
+    tcp.transit.clear()
+    pair.advance(2.1)
+    assert client.state is HandshakeState.LATE
+    pair.send_tcp(server, LATE_DECLINE[20:])
+    pair.release("tcp")
+    pair.drive()
+    assert isinstance(pair.verdict(client), FellBack)
+
+
 def test_add_link_says_that_a_late_answer_was_in_time() -> None:
     pair, client, _ = confirmed_late(release=0)
     assert isinstance(pair.verdict(client), Established)

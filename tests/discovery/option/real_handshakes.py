@@ -134,13 +134,10 @@ FAR, NEAR = "192.0.2.1", "192.0.2.9"
 @case
 def sent_again(room: Room) -> None:
     """SYNs and SYN-ACKs that get no answer are sent again, with the option."""
-    for command in (f"addr add {NEAR}/32 dev lo", "route add 192.0.2.0/24 dev lo"):
-        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+    far_network()
     sniffer = Sniffer()
     listening = listener(NEAR, asks)
-    port = listening.getsockname()[1]
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        raw.sendto(raw_syn(port), (NEAR, 0))
+    send_syn(listening.getsockname()[1], 4000, SMC)
     client = tcp(FAR)
     client.setblocking(False)
     asks(client)
@@ -158,17 +155,56 @@ def sent_again(room: Room) -> None:
     assert all(one.has_option for one in again)
 
 
-def raw_syn(port: int) -> bytes:
-    """A SYN with the option from an address where nobody is."""
-    options = bytes.fromhex("020405b4") + SMC + b"\1\1"
+@case
+def syns_of_others(room: Room) -> None:
+    """Written by hand: with both forms of fast open, and what only looks like SMC."""
+    far_network()
+    sniffer = Sniffer()
+    listening = listener(NEAR, asks)
+    others = {
+        "": True,
+        "2202": False,
+        "220a0102030405060708": False,
+        "fe04f989": False,
+        "fe0cf9890102030405060708": False,
+        "fe06e2d4c3c4": True,
+    }
+    answered = {}
+    for number, other in enumerate(others, start=4001):
+        port = listening.getsockname()[1]
+        send_syn(port, number, bytes.fromhex(other) + SMC)
+        answered[other] = answer_to(number, sniffer).has_option
+    assert answered == others
+
+
+def answer_to(port: int, sniffer: Sniffer) -> Segment:
+    """Wait for the SYN-ACK that goes to a port."""
+
+    def answers(seen: list[Segment]) -> list[Segment]:
+        return [one for one in seen if one.is_syn_ack and one.target == port]
+
+    return answers(sniffer.until(lambda seen: bool(answers(seen))))[0]
+
+
+def far_network() -> None:
+    """Have addresses from which nobody answers."""
+    for command in (f"addr add {NEAR}/32 dev lo", "route add 192.0.2.0/24 dev lo"):
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+
+def send_syn(port: int, source_port: int, more: bytes) -> None:
+    """Send a SYN from an address where nobody is; ``more`` are options."""
+    options = bytes.fromhex("020405b4") + more
+    options += b"\1" * (-len(options) % 4)
     source, target = socket.inet_aton(FAR), socket.inet_aton(NEAR)
     flags = (20 + len(options)) // 4 << 12 | SYN
-    tcp_header = struct.pack("!HHIIHHHH", 4000, port, 7, 0, flags, 65535, 0, 0)
+    tcp_header = struct.pack("!HHIIHHHH", source_port, port, 7, 0, flags, 65535, 0, 0)
     pseudo = source + target + struct.pack("!HH", 6, len(tcp_header + options))
     checksum = _checksum(pseudo + tcp_header + options)
     tcp_header = tcp_header[:16] + struct.pack("!H", checksum) + tcp_header[18:]
     ip_header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 0, 0, 64, 6, 0) + source + target
-    return ip_header + tcp_header + options
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        raw.sendto(ip_header + tcp_header + options, (NEAR, 0))
 
 
 def _checksum(data: bytes) -> int:

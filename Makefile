@@ -50,8 +50,9 @@ test-debug: $(DEV_STAMP)  ## what a loop drives, in the debug modes of Python an
 	    $(DEBUG_TESTS) $(ARGS)
 
 test-hard: $(DEV_STAMP)  ## load, simulation, hostile peers and fuzzing, in small numbers
-	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) -m "$(HARD)" \
-	    --ignore tests/load --ignore tests/lab $(ARGS)
+	$(PYTHON_ENV)/python -m pytest -q --lane hard -n $(WORKERS) --maxschedchunk 1 \
+	    -m "$(HARD)" --ignore tests/load --ignore tests/lab \
+	    $(ARGS)
 	@# These measure times: nothing else runs beside them.
 	$(PYTHON_ENV)/python -m pytest -q --lane load $(ARGS) tests/load
 

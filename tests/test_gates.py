@@ -7,11 +7,13 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import coverage_gate
+import house_gate
 from house_gate import COUNTS_FILE, ExpectedCounts, part_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -185,3 +187,35 @@ def test_a_lane_needs_its_number_of_tests() -> None:
 def test_parts_are_all_of_the_tests() -> None:
     parts = [part_of(f"tests/test_x.py::test_{number}", 3) for number in range(100)]
     assert set(parts) == {0, 1, 2}
+
+
+class Chosen:
+    """An item with a limit of its own, or without."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+
+    def get_closest_marker(self, name: str) -> Any:
+        assert name == "timeout"
+        return None if self.seconds is None else pytest.mark.timeout(self.seconds).mark
+
+
+@pytest.mark.parametrize(
+    ("lane", "of_many", "order"),
+    [
+        ("hard", True, [600, 60, None, None]),
+        ("load", False, [None, 60, None, 600]),
+        (None, True, [None, 60, None, 600]),
+    ],
+)
+def test_a_lane_that_is_shared_begins_with_what_may_take_longest(
+    lane: str | None,
+    of_many: bool,
+    order: list[float | None],
+) -> None:
+    config: Any = SimpleNamespace(getoption={"lane": lane, "part": None}.get)
+    if of_many:
+        config.workerinput = {}
+    items: list[Any] = [Chosen(seconds) for seconds in (None, 60, None, 600)]
+    house_gate.pytest_collection_modifyitems(config, items)
+    assert [item.seconds for item in items] == order

@@ -49,7 +49,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Leave the tests of one part."""
+    """Leave the tests of one part; begin a lane with what may take longest."""
+    if config.getoption("lane") and hasattr(config, "workerinput"):
+        # Else a long one may be the last that is begun, and the others wait for it.
+        items.sort(key=longest, reverse=True)
     parts = config.getoption("part")
     if not parts:
         return
@@ -66,6 +69,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(message)
     if not hasattr(config, "workerinput"):  # with xdist, only the one that reports
         config.pluginmanager.register(HouseGate(config), "pysmc-house-gate")
+
+
+def longest(item: pytest.Item) -> float:
+    """Tell how long a test may take, in seconds: those with a limit of their own."""
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker is not None and marker.args else 0.0
 
 
 def part_of(nodeid: str, parts: int) -> int:

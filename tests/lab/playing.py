@@ -63,7 +63,7 @@ STATES: dict[str, dict[str, Any]] = {
     "no_option": {"discovery": ("local",)},
     "no_device": {"rdma_device": "absent0"},
     "other_ueid": {"ueids": ("PYSMC.OTHER",)},
-    "declines": {"fabrics": ("shm",)},
+    "declines": {"ueids": ()},
 }
 """How a pysmc end is brought into each state of the table: changes of its Config."""
 
@@ -228,13 +228,14 @@ class Play:
         # What has nothing left to lose ends in order, as over TCP.
         is_orderly = done is not None and done.do == "abort"
         if self.kinds[role] == "kernel":
-            # A reader of Linux is told nothing; its state is what tells the two apart.
+            # A reader of Linux that waits is told of an end; the error comes later.
             assert self._kernel is not None
             port = self.ports[-1]
             both = self._kernel.sockets(port) + self._kernel.sockets(peer_port=port)
             (seen,) = (one for one in both if one.role == role)
-            wanted = APPLICATION_CLOSES if is_orderly else PROCESS_ABORTS
-            assert (failed, seen.state) == (None, wanted), (failed, seen)
+            orderly, reset = (None, APPLICATION_CLOSES), (RESETS[0], PROCESS_ABORTS)
+            wanted = orderly if is_orderly else reset
+            assert (failed, seen.state) == wanted, (failed, seen)
         else:
             assert failed in ((None,) if is_orderly else RESETS)
 

@@ -40,7 +40,7 @@ from pysmc.fabric.verbs_api import (
 from pysmc.fabric.verbs_binding import open_verbs
 from pysmc.fabric.verbs_closing import REST_SECONDS, Closing
 from pysmc.fabric.verbs_domain import Bundle, VerbsDomain
-from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory
+from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory, refusal
 from pysmc.fabric.verbs_pair import SENDS, VerbsQueuePair
 from pysmc.fabric.verbs_ports import raise_shortage, read_port
 from pysmc.fabric.verbs_reach import Reach
@@ -161,16 +161,28 @@ class VerbsDevice(Device):
         self._closing: Closing | None = None
         self._finder: Finder | None = None
         try:
+            self._check_limits()
             self._open_descriptors(finder)
             self._add_queue()
         except OSError as exc:
             self.close()
+            if finder is not None:
+                finder.close()  # which may not have got so far as to be ours
             if isinstance(exc, FabricError):
                 raise
             operation = "open the verbs fabric"
             raise_shortage(exc, operation)
             raise FabricUnavailable(operation, "UNAVAILABLE", str(exc)) from exc
         _devices.add(self)
+
+    def _check_limits(self) -> None:
+        needed = (max(SENDS, RECEIVES), SENDS + RECEIVES)
+        words = ("queue pairs: {} requests", "completion queues: {} entries")
+        for least, has, what in zip(needed, self._verbs.limits, words, strict=True):
+            if has < least:
+                operation = "open the verbs fabric"
+                text = f"{self.port.device} has too small {what.format(has)}"
+                raise FabricUnavailable(operation, "UNAVAILABLE", text)
 
     def _open_descriptors(self, finder: Finder | None) -> None:
         self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
@@ -252,15 +264,10 @@ class VerbsDevice(Device):
         per_pair = SENDS + RECEIVES
         most = self._verbs.limits.completion_queue_entries
         entries = min(_ENTRIES << len(self._queues), most)
-        if entries < per_pair:
-            operation = "open the verbs fabric"
-            text = f"{self.port.device} has too small completion queues: {most} entries"
-            raise FabricUnavailable(operation, "UNAVAILABLE", text)
         try:
             handle = self._verbs.create_completion_queue(entries)
         except VerbsError as exc:
-            text = exc.strerror or str(exc)
-            raise no_memory(text, "create a completion queue") from exc
+            raise refusal(exc, "create a completion queue") from exc
         queue = _Queue(handle, entries // per_pair)
 
         def take() -> None:

@@ -76,6 +76,7 @@ class Limits(NamedTuple):
     """What the device can at most."""
 
     queue_pair_requests: int
+    """Of its send queue, and of its receive queue."""
     completion_queue_entries: int
 
 

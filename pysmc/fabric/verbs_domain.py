@@ -31,7 +31,7 @@ from pysmc.fabric.verbs_memory import (
     Pinned,
     ReceiveSlab,
     Staging,
-    no_memory,
+    refusal,
 )
 from pysmc.fabric.verbs_pair import INLINE_BYTES, SENDS, VerbsQueuePair
 
@@ -59,8 +59,7 @@ class Bundle:
         try:
             self.handle: DomainHandle = verbs.create_domain()
         except VerbsError as exc:
-            text = exc.strerror or str(exc)
-            raise no_memory(text, "create a protection domain") from exc
+            raise refusal(exc, "create a protection domain") from exc
         self._count = count
         self._receives: list[ReceiveSlab] = []
         self._slabs: list[Pinned] = []
@@ -183,8 +182,7 @@ class VerbsDomain(ProtectionDomain):
                 with contextlib.suppress(VerbsError):
                     handle.close()
             self.bundle.give_back(receives, slab)
-            text = exc.strerror or str(exc)
-            raise no_memory(text, "create a queue pair") from exc
+            raise refusal(exc, "create a queue pair") from exc
         staging = Staging(slab, self.bundle.handle, self.device.count)
         queue_pair = VerbsQueuePair(self, handle, receives, staging)
         self._pairs[queue_pair] = None

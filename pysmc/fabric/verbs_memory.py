@@ -18,9 +18,10 @@ import resource
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from pysmc.errors import FabricError
+from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric.base import Status
 from pysmc.fabric.verbs_api import VerbsError
+from pysmc.fabric.verbs_ports import SHORTAGES
 
 if TYPE_CHECKING:
     from pysmc.fabric.verbs_api import DomainHandle, ReceiveBlocks
@@ -37,6 +38,7 @@ __all__ = [
     "ReceiveSlab",
     "Staging",
     "no_memory",
+    "refusal",
 ]
 
 _log = logging.getLogger(__name__)
@@ -55,6 +57,10 @@ SLABS_MAX: Final = 16
 PIECE_BYTES: Final = 128 * 1024
 """Most bytes of one write; longer ones are cut, so that a slab holds a few."""
 _ALIGNMENT: Final = 64
+
+_LIMITED: Final = frozenset({errno.ENOMEM, errno.EAGAIN, errno.EPERM})
+"""What the kernel says when RLIMIT_MEMLOCK is used up, by its version."""
+_RAN_OUT: Final = SHORTAGES | _LIMITED | {errno.ENOSPC, errno.EBUSY}
 
 _warned: set[str] = set()
 
@@ -96,7 +102,8 @@ class Pinned:
             self._registration = handle.register(self.address, length, access)
         except VerbsError as exc:
             self.memory.close()
-            raise no_memory(_explain(exc, length, count), "register memory") from exc
+            detail = _explain(exc, length, count)
+            raise refusal(exc, "register memory", detail) from exc
         self.lkey = self._registration.lkey
         self.rkey = self._registration.rkey
         self._count = count
@@ -121,8 +128,26 @@ def no_memory(detail: str, operation: str) -> FabricError:
     return FabricError(operation, Status.NO_MEMORY.name, detail)
 
 
+def refusal(exc: VerbsError, operation: str, detail: str = "") -> FabricError:
+    """Make the error for what the library did not give.
+
+    Args:
+        exc: What it said.
+        operation: What was tried.
+        detail: One sentence for people; by default what the library said.
+
+    Returns:
+        Status ``NO_MEMORY`` where something ran out, so that it may be had later; else
+        the device is none that can be used here.
+    """
+    detail = detail or exc.strerror or str(exc)
+    if exc.errno in _RAN_OUT:
+        return no_memory(detail, operation)
+    return FabricUnavailable(operation, "UNAVAILABLE", detail)
+
+
 def _explain(exc: VerbsError, length: int, count: PinCount) -> str:
-    if exc.errno not in {errno.ENOMEM, errno.EAGAIN, errno.EPERM}:
+    if exc.errno not in _LIMITED:
         return f"{length} bytes cannot be registered: {exc.strerror}"
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     if limit == resource.RLIM_INFINITY:

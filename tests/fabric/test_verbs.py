@@ -209,18 +209,35 @@ def test_a_completion_queue_that_cannot_be_watched_is_not_used(
     assert len(roce.devices[0]._handlers) == 6
 
 
-def test_a_device_whose_completion_queues_are_too_small_is_none() -> None:
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        (Limits(16384, 100), "too small completion queues: 100"),
+        (Limits(127, 1000), "too small queue pairs: 127 requests"),
+    ],
+)
+def test_a_device_whose_queues_are_too_small_is_none(
+    limits: Limits, words: str
+) -> None:
     world = World()
-    library = world.device(1, Limits(16384, 100))
-    with pytest.raises(FabricUnavailable, match="too small completion queues: 100"):
+    library, finder = world.device(1, limits), FakeFinder(world)
+    with pytest.raises(FabricUnavailable, match=words):
         VerbsDevice(
-            make_port(1),
-            codec=CODEC,
-            config=Config(),
-            verbs=library,
-            finder=FakeFinder(world),
+            make_port(1), codec=CODEC, config=Config(), verbs=library, finder=finder
         )
     assert library.is_closed
+    assert not finder.is_open
+
+
+def test_a_completion_queue_that_the_device_does_not_have_is_no_shortage(
+    roce: Roce,
+) -> None:
+    domain = roce.devices[0].create_domain()
+    for _ in range(21):
+        domain.create_queue_pair()
+    roce.libraries[0].fail("create_completion_queue", errno.EINVAL)
+    with pytest.raises(FabricUnavailable, match="create completion queue: EINVAL"):
+        domain.create_queue_pair()
 
 
 # Waking

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pysmc.errors import FabricError, LocalProtocolError
+from pysmc.errors import FabricError, FabricUnavailable, LocalProtocolError
 from pysmc.fabric.verbs_memory import SLAB_BYTES
 from pysmc.testing.conformance_bench import KIB, Writer, content
 
@@ -94,28 +94,32 @@ def test_memory_of_a_queue_pair_is_used_by_the_next(
     assert roce.libraries[0].made["memory"] == 2
 
 
-FAILURES: list[tuple[str, tuple[int, ...], str]] = [
-    ("register", (errno.ENOMEM,), "ENOMEM"),
-    ("register", (0, errno.ENOMEM), "ENOMEM"),
-    ("create_queue_pair", (errno.ENOMEM,), "create queue pair: ENOMEM"),
-    ("to_init", (errno.EINVAL,), "to init: EINVAL"),
-    ("post_receives", (0, 0, errno.ENOMEM), "post receives: ENOMEM"),
+SHORT, UNUSABLE = "NO_MEMORY", "UNAVAILABLE"
+FAILURES: list[tuple[str, tuple[int, ...], str, str]] = [
+    ("register", (errno.ENOMEM,), "ENOMEM", SHORT),
+    ("register", (0, errno.ENOMEM), "ENOMEM", SHORT),
+    ("register", (errno.EINVAL,), "cannot be registered: register: EINVAL", UNUSABLE),
+    ("create_queue_pair", (errno.ENOMEM,), "create queue pair: ENOMEM", SHORT),
+    ("create_queue_pair", (errno.EINVAL,), "create queue pair: EINVAL", UNUSABLE),
+    ("to_init", (errno.EINVAL,), "to init: EINVAL", UNUSABLE),
+    ("post_receives", (0, 0, errno.ENOMEM), "post receives: ENOMEM", SHORT),
 ]
 
 
-@pytest.mark.parametrize(("operation", "numbers", "words"), FAILURES)
+@pytest.mark.parametrize(("operation", "numbers", "words", "status"), FAILURES)
 def test_a_queue_pair_that_cannot_be_had_costs_nothing(
     roce: Roce,
     domain: VerbsDomain,
     operation: str,
     numbers: tuple[int, ...],
     words: str,
+    status: str,
 ) -> None:
     library = roce.libraries[0]
     library.fail(operation, *numbers)
     with pytest.raises(FabricError) as caught:
         domain.create_queue_pair()
-    assert caught.value.status == "NO_MEMORY"
+    assert caught.value.status == status
     assert words in caught.value.detail
     assert library.open["pair"] == 0
     assert domain.queue_pairs == []
@@ -175,6 +179,12 @@ def test_a_domain_that_cannot_be_had(roce: Roce) -> None:
         roce.devices[0].create_domain()
     assert caught.value.status == "NO_MEMORY"
     assert roce.devices[0].domains == []
+
+
+def test_a_domain_that_the_device_does_not_have_is_no_shortage(roce: Roce) -> None:
+    roce.libraries[0].fail("create_domain", errno.EOPNOTSUPP)
+    with pytest.raises(FabricUnavailable, match="create domain: ENOTSUP"):
+        roce.devices[0].create_domain()
 
 
 def test_a_domain_may_fail_to_be_freed(roce: Roce) -> None:

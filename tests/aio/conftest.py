@@ -44,6 +44,7 @@ def _load(name: str, folder: str = "tests.aio") -> None:
 _load("every_await_points")
 _load("every_await_state")
 _load("every_await")
+_load("option_ends")
 _load("pythons")
 _load("random_programs")
 _load("random_ends")

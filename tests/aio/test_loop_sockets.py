@@ -113,9 +113,7 @@ def test_a_server_that_closes_while_a_client_is_declined(kit, monkeypatch) -> No
             return loop.driver.on_tcp("server", declined)
 
         monkeypatch.setattr(Loop, "_settle_accepted", staticmethod(settle))
-        monkeypatch.setattr(
-            type(loop.driver), "judge", lambda driver, conn, found: declined
-        )
+        monkeypatch.setattr(type(loop.driver), "judge", lambda driver, found: declined)
         monkeypatch.setattr(loop, "_plain_server", None)
         with socket.socket() as sock:
             sock.setblocking(False)

@@ -226,6 +226,24 @@ CELLS = (
         is_broken=True,
     ),
     Cell(
+        "abort of the client with unsent data",
+        (
+            Stage(None, READS_NOTHING),
+            Stage(STALLS, None),
+            Stage(ABORTS, SEES_A_RESET),
+        ),
+        is_broken=True,
+    ),
+    Cell(
+        "abort of the server with unsent data",
+        (
+            Stage(READS_NOTHING, None),
+            Stage(None, STALLS),
+            Stage(SEES_A_RESET, ABORTS),
+        ),
+        is_broken=True,
+    ),
+    Cell(
         "slow reader at the server",
         (
             Stage(None, READS_NOTHING),

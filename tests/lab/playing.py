@@ -34,7 +34,7 @@ from tests.lab.matrix import (
     order,
 )
 from tests.lab.measuring import show
-from tests.lab.network_faults import impaired, resources
+from tests.lab.network_faults import impaired, impaired_packets, resources
 from tests.lab.players import PysmcPlayer, be_a_kernel_end
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ DEADLINE = 240.0
 """Seconds for an order of a stage; a cell has a limit of its own."""
 CONNECT_SECONDS = 20.0
 """A kernel gives up after 6 s, or after 10 in all."""
+PACKETS_LEAST = 2048
+"""Of 1,024 bytes, which a network that is hurt has to see: a mebibyte each way."""
 NOTICE_SECONDS = 12.0
 """In which an end has to notice that the other is gone, with `QUICK`."""
 QUICK = {"test_link_interval": 1.0, "test_link_wait": 2.0}
@@ -227,6 +229,7 @@ class Play:
         """An end was to see that the other one, which did this, broke off."""
         # What has nothing left to lose ends in order, as over TCP.
         is_orderly = done is not None and done.do == "abort"
+        is_orderly = is_orderly and "unsent" not in self.cell.name
         if self.kinds[role] == "kernel":
             # A reader of Linux that waits is told of an end; the error comes later.
             assert self._kernel is not None
@@ -300,6 +303,9 @@ class Play:
             if self.cell.network:
                 undo.enter_context(impaired(self.cell.network))
             self.stages(self.cell.stages)
+            if self.cell.network:
+                self.figures["packets"] = impaired_packets()
+                assert self.figures["packets"] > PACKETS_LEAST
         self.compare()
         self.finish()
 

@@ -47,8 +47,8 @@ _ROWS = (
         "SETUP_MISSING",
         None,
         "No way of discovery works here.",
-        "Enable one that does, 'local' on this host or 'static' for listed peers;"
-        " 'pysmc doctor' tries them.",
+        "Enable one that does, 'tcp_option' for every peer ('pysmc option attach'),"
+        " 'local' on this host or 'static' for listed peers; 'pysmc doctor' tries them.",
     ),
     ReasonText(
         "PEER_NO_SMC",
@@ -59,8 +59,9 @@ _ROWS = (
     ReasonText(
         "MARK_LOST",
         0x03010000,
-        "A listener of the peer speaks SMC, but it did not take this connection.",
-        "Look for SYN cookies, a redirect, or a listener on a more specific address.",
+        "What showed SMC was lost on the way, or another listener took the connection.",
+        "Look for SYN cookies, a redirect, a middlebox that takes TCP options away, or a"
+        " listener on a more specific address.",
     ),
     ReasonText(
         "NO_DEVICE",

@@ -7,6 +7,7 @@ middlebox does is done by nftables.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ table inet middlebox {{
     }}
 }}
 """
+STRANGER = 65533
 CASES: dict[str, Callable[[Room], None]] = {}
 
 
@@ -101,6 +103,25 @@ def who_has_it_and_who_has_not(room: Room) -> None:
     told, info = play(lambda: scenario(ONLY), ONLY)
     assert told == ("tcp", None, "SETUP_MISSING")
     assert info.reason.name == "PEER_NO_SMC"
+
+
+@case
+def another_user_of_this_host(_: Room) -> None:
+    """The option knows nothing of users; shared memory does, and says so at once."""
+
+    def stranger(address: Any) -> Any:
+        os.setgid(STRANGER)
+        os.setuid(STRANGER)
+        return play(lambda: ask(address), Config()).reason.name
+
+    async def scenario() -> None:
+        async with service() as served:
+            told = await asyncio.to_thread(in_child, stranger, served.address)
+        (info,) = served.infos
+        assert (told, info.reason.name) == ("FOREIGN_USER", "FOREIGN_USER")
+        assert served.failed == []
+
+    play(scenario, Config(confirm_link_server_wait=20, confirm_link_client_wait=30))
 
 
 @case
@@ -232,6 +253,46 @@ def workers_that_share_a_port(_: Room) -> None:
                 assert both(one.infos + other.infos) == [SMC] * 8
 
     play(scenario, ONLY)
+
+
+@case
+def a_listener_of_the_programs_own(_: Room) -> None:
+    """It does not show the option unless a server of the loop was given it."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        for is_given in (False, True):
+            listener = socket.socket()
+            listener.bind((HOST, 0))
+            listener.setblocking(False)
+            if is_given:
+                server = await loop.create_server(
+                    asyncio.Protocol, sock=listener.dup(), start_serving=False
+                )
+                server.close()
+            listener.listen()
+            asking = loop.create_task(ask(listener.getsockname()))
+            conn, _ = await loop.sock_accept(listener)
+            reader, writer = await handed_over(loop, conn)
+            infos = [writer.get_extra_info("smc")]
+            assert await reader.readexactly(len(QUESTION)) == QUESTION
+            writer.write(ANSWER)
+            infos.append(await asking)
+            modes = [SMC] * 2 if is_given else [("tcp", None)] * 2
+            assert both(infos) == modes
+            writer.close()
+            await writer.wait_closed()
+            listener.close()
+
+    play(scenario, ONLY)
+
+
+async def handed_over(loop: Any, conn: socket.socket) -> Any:
+    """Have the loop make streams of a connection that the program accepted."""
+    reader = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(reader)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, conn)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 @case

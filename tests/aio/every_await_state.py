@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pysmc.aio import foreign
 from pysmc.aio.loop import Loop
+from pysmc.discovery import OptionMark
 from pysmc.disposal import wait_closed
 
 if TYPE_CHECKING:
@@ -118,7 +119,9 @@ def expire_marks(loop: asyncio.AbstractEventLoop) -> None:
     """
     for driver in drivers_of(loop):
         for mark in list(driver.discovery._open_marks):
-            if mark._deadline is not None:
+            if isinstance(mark, OptionMark):
+                mark.close()
+            elif mark._deadline is not None:
                 mark._deadline.cancel()
                 mark._on_deadline()
 

@@ -143,7 +143,8 @@ def without_a_syn(driver: Any) -> Iterator[None]:
 def unannounced(driver: Any) -> Iterator[None]:
     """Let the listener have no beacon any more."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver.lookup, "has_port", lambda port: False)
+        for lookup in (driver.lookup, driver.discovery._lookup):
+            patch.setattr(lookup, "has_port", lambda port: False)
         yield
 
 
@@ -213,6 +214,14 @@ def test_reuse(strike) -> None:
 def test_listed_peer(strike) -> None:
     """Nobody is asked: CLC begins at once."""
     assert strike_reuse(Connect(), strike, LISTED) >= 15
+
+
+@pytest.mark.parametrize("strike", ["cancel", "cancel the accept"])
+@pytest.mark.usefixtures("option")
+def test_shown_by_the_option(strike) -> None:
+    """Nobody is asked either, but the server looks before it reads."""
+    config = Config(discovery=("tcp_option", "local"))
+    assert strike_reuse(Connect(), strike, config) >= 15
 
 
 @pytest.mark.parametrize("strike", ALL)

@@ -12,13 +12,7 @@ if TYPE_CHECKING:
     from tests.lab.matrix import Cell, Kind
 
 PAIR: tuple[Kind, Kind] = ("pysmc", "pysmc")
-QUICK = (
-    "1 byte",
-    "half close of the client",
-    "group reuse after idle",
-    "decline by the server",
-    "no option at the server",
-)
+QUICK = ("1 byte", "group reuse after idle", "decline by the server")
 
 
 @pytest.mark.usefixtures("option")

@@ -296,6 +296,7 @@ CELLS = (
     Cell("link of the client cut", special="cut", is_broken=True),
     Cell("link of the server cut", special="cut", is_broken=True),
     Cell("version 2.0", one_way(64 * KIB + 1) + END, config={"release": 0}),
+    Cell("version 2.0, group reuse", special="reuse", config={"release": 0}),
 )
 
 
@@ -313,6 +314,7 @@ class Seen(NamedTuple):
 
 
 NO_DEVICE, PEER_NO_SMC, PEER_DECLINED = 0x03030000, 0x03010000, 0x05000000
+NO_SMCR_DEVICE = 0x03030002
 
 SEEN_BY_KERNEL: dict[tuple[str, str], Seen] = {
     ("decline by the client", "client"): Seen(NO_DEVICE),
@@ -325,7 +327,7 @@ SEEN_BY_KERNEL: dict[tuple[str, str], Seen] = {
     ("decline by the server", "server"): Seen(NO_DEVICE),
     ("no UEID in common", "server"): Seen(NO_DEVICE),
     ("option but no device at the client", "server"): Seen(PEER_DECLINED, NO_DEVICE),
-    ("option but no device at the server", "server"): Seen(NO_DEVICE),
+    ("option but no device at the server", "server"): Seen(NO_SMCR_DEVICE),
     ("no option at the client", "server"): Seen(PEER_NO_SMC),
 }
 """By the cell and the kernel's role. An end without the option has no SMC socket."""

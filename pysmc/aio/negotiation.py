@@ -26,6 +26,7 @@ from pysmc.aio.devices import ALL
 from pysmc.core.events import News
 from pysmc.discovery.findings import NO_CLC
 from pysmc.discovery.order import Way
+from pysmc.discovery.owner import owner_of_peer
 from pysmc.discovery.rendezvous import Refusal
 from pysmc.errors import ConnectionAborted, ConnectionReset, SmcError
 from pysmc.reasons import Reason
@@ -33,7 +34,7 @@ from smcproto.constants import EYECATCHER_SMCD, EYECATCHER_SMCR
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Coroutine, Generator, Hashable
 
     from pysmc.aio.driver import Driver
     from pysmc.core.connection import Connection
@@ -177,7 +178,9 @@ async def _answer(driver: Driver, conn: socket.socket, way: Way) -> Outcome:
     """Shake hands with a client that speaks CLC in any case, or decline."""
     host = conn.getpeername()[0]
     is_option = way is Way.OPTION
-    negotiation = Negotiation(driver, conn, "server", way=way)
+    owner = owner_of_peer(conn) if is_option else None
+    peer = None if owner is None else (host, owner)
+    negotiation = Negotiation(driver, conn, "server", peer, way)
     with driver.negotiating(host):
         refusal = driver.refusal(host, must_answer=is_option)
         if refusal is None or not is_option:
@@ -193,8 +196,8 @@ class Negotiation:
         driver: Of the running loop.
         sock: The TCP socket; it stays the caller's.
         role: "client" or "server".
-        process: Number of the peer's process, for a client on this host: that is who
-            the peer is then. Else it is known by its address.
+        peer: Who a client on this host is: the number of its process, or its address
+            with its user. Else it is known by its address alone.
         way: How the peer showed that it speaks SMC.
     """
 
@@ -202,7 +205,7 @@ class Negotiation:
         "_driver",
         "_handshake",
         "_outbox",
-        "_process",
+        "_peer",
         "_reading",
         "_result",
         "_sock",
@@ -222,11 +225,11 @@ class Negotiation:
         driver: Driver,
         sock: socket.socket,
         role: str,
-        process: int | None = None,
+        peer: Hashable = None,
         way: Way | None = None,
     ) -> None:
         self._driver = driver
-        self._process = process
+        self._peer = peer
         self._way = way
         # Whether the first bytes may be the application's, and how many are awaited.
         self._unsure = 1 if way is Way.OPTION and role == "server" else 0
@@ -283,7 +286,7 @@ class Negotiation:
         raise as_connection_error(self._result)
 
     def _begin(self, refusal: Reason | None) -> None:
-        driver, key = self._driver, self._process
+        driver, key = self._driver, self._peer
         if key is None:
             try:
                 key = self._sock.getpeername()[0]

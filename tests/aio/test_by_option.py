@@ -16,6 +16,7 @@ import uvloop
 
 import pysmc
 from pysmc.aio import devices as devices_module
+from pysmc.aio import negotiation as negotiation_module
 from pysmc.config import Config
 from pysmc.errors import Declined, FabricUnavailable
 from smcproto import clc
@@ -220,6 +221,34 @@ def test_a_server_declines_however_many_there_are(kit: Any, option: Any) -> None
         assert mine.discovery == "tcp_option"
 
     kit.run(scenario, config=Config(discovery=("tcp_option",), max_handshakes=1))
+
+
+def test_users_of_this_host_share_nothing(
+    kit: Any, option: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All have its address; a stranger must not take what one peer may have."""
+    keys: list[Any] = []
+    owners = [7, 8, None]
+
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with service() as served:
+            real = loop.driver.endpoint.accept
+
+            def accept(key: Any, *rest: Any) -> Any:
+                keys.append(key)
+                return real(key, *rest)
+
+            monkeypatch.setattr(loop.driver.endpoint, "accept", accept)
+            monkeypatch.setattr(
+                negotiation_module, "owner_of_peer", lambda _: owners[len(keys)]
+            )
+            for _ in owners:
+                await ask(served.address)
+        assert keys == [(HOST, 7), (HOST, 8), HOST]
+        assert "read" in option.calls
+
+    kit.run(scenario, config=ONLY)
 
 
 @pytest.mark.usefixtures("option")

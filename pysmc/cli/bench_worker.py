@@ -194,6 +194,39 @@ async def run_cell(place: Place, cell: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "mode": mode, "fabric": fabric, "cpu_s": cpu}
 
 
+async def run_connects(
+    place: Place, cell: dict[str, Any], held: list[Client]
+) -> dict[str, Any]:
+    """Open connections one after the other and keep them, or close what is kept.
+
+    Args:
+        place: Where to.
+        cell: ``connect``: the first of ``count``, then ``reuses`` that are closed at
+            once, then the others, each after a rest of some seconds. ``close``.
+        held: Those that are kept.
+    """
+
+    async def timed() -> float:
+        await asyncio.sleep(cell["rest"])
+        began = time.perf_counter()
+        held.append(await connect(place, b""))
+        return (time.perf_counter() - began) * 1000
+
+    result: dict[str, Any] = {}
+    if cell["test"] == "connect":
+        result["first"] = await timed()
+        result["reuse"] = []
+        for _ in range(cell["reuses"]):
+            result["reuse"].append(await timed())
+            held.pop().transport.close()
+        result["more"] = [await timed() for _ in range(cell["count"] - 1)]
+    infos = [one.transport.get_extra_info("smc") for one in held]
+    is_smcr = all(info is not None and info.mode == "smcr" for info in infos)
+    while held and cell["test"] == "close":
+        held.pop().transport.close()
+    return {**result, "mode": "smcr" if is_smcr else "tcp"}
+
+
 async def serve(host: str) -> None:
     """Serve until standard input ends."""
     loop = asyncio.get_running_loop()
@@ -206,9 +239,13 @@ async def serve(host: str) -> None:
 async def take_cells(place: Place) -> None:
     """Run cells until standard input ends."""
     loop = asyncio.get_running_loop()
+    held: list[Client] = []
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         cell = json.loads(line)
-        result = await run_cell(place, cell)
+        if cell["test"] in {"connect", "close"}:
+            result = await run_connects(place, cell, held)
+        else:
+            result = await run_cell(place, cell)
         print(json.dumps(result), flush=True)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
-from pysmc.cli import main
+import pysmc
+from pysmc.cli import bench_worker, main
 
 CONFIGS = ["asyncio-tcp", "uvloop-tcp", "pysmc-shm"]
 CELLS = {"latency 64 B": "us", "throughput 64 KiB": "GB/s"}
@@ -58,3 +60,32 @@ def test_a_wrong_number_of_rounds_is_a_mistake(rounds, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "pysmc bench: --rounds wants a number from 1 to 100\n"
+
+
+@pytest.mark.parametrize(
+    ("factory", "mode"),
+    [(pysmc.new_event_loop, "smcr"), (asyncio.SelectorEventLoop, "tcp")],
+    ids=["pysmc", "asyncio"],
+)
+def test_connects_are_timed_and_kept(factory, mode):
+    cell = {"test": "connect", "count": 3, "reuses": 2, "rest": 0}
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(bench_worker.Server, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        place = bench_worker.Place("127.0.0.1", port, "127.0.0.1")
+        held: list[bench_worker.Client] = []
+        found = await bench_worker.run_connects(place, cell, held)
+        assert (found["mode"], len(held)) == (mode, 3)
+        assert (len(found["reuse"]), len(found["more"])) == (2, 2)
+        assert all(ms > 0 for ms in (found["first"], *found["reuse"], *found["more"]))
+        kept = [one.transport for one in held]
+        found = await bench_worker.run_connects(place, {"test": "close"}, held)
+        assert (set(found), held) == ({"mode"}, [])
+        assert all(transport.is_closing() for transport in kept)
+        server.close()
+        await server.wait_closed()
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())

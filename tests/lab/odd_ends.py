@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pysmc.aio.driver
 from pysmc.core.client import ClientNegotiator
 from pysmc.core.llc_flows import LlcFlows
+from pysmc.core.negotiator import Negotiator
 from pysmc.core.server import ServerNegotiator
 from pysmc.reasons import reason
 from tests.lab.players import KernelPlayer, PysmcPlayer, be_a_kernel_end
@@ -27,6 +28,8 @@ from tests.lab.players import KernelPlayer, PysmcPlayer, be_a_kernel_end
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pysmc.core.handshake import Handshake
+    from smcproto import clc
     from tests.lab.ends import End, Ends
 
 __all__ = ["CLIENT", "COUNT", "SERVER", "SHORTAGE", "Meetings", "OddPlayer"]
@@ -76,6 +79,24 @@ class OddPlayer(PysmcPlayer):
         """Pass over what comes at a step, as if it had been lost."""
         _replace(step, _nothing)
         return {}
+
+    async def do_time_declines(self) -> dict[str, Any]:
+        """Measure from now on when Declines come after our Confirm."""
+        self._declines: list[float] = []
+        real = Negotiator.declined
+
+        def declined(
+            this: Any, handshake: Handshake, message: clc.Decline, now: float
+        ) -> None:
+            self._declines.append(now - handshake.confirmed_at)
+            real(this, handshake, message, now)
+
+        setattr(Negotiator, "declined", declined)  # noqa: B010  # typed otherwise
+        return {}
+
+    async def do_declines(self) -> dict[str, Any]:
+        """Tell the seconds between our Confirm and each Decline."""
+        return {"seconds": self._declines}
 
     async def do_be_a_twin(self, peer_id: str) -> dict[str, Any]:
         """Be known by a peer ID that another process may have; before all else."""
@@ -213,8 +234,8 @@ class Meetings:
         second.ask("end")
         second.ask("finish")
         first.ask("end")
-        (here,) = first.ask("told")["lines"]
-        (there,) = second.ask("told")["lines"]
+        here = first.ask("told")["lines"][-1]
+        there = second.ask("told")["lines"][-1]
         assert here["sent"] == there["received"]
         assert here["received"] == there["sent"]
 

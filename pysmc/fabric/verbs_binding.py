@@ -27,6 +27,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import select
 import sys
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -276,6 +277,9 @@ class _Verbs:
 
     def take_event(self) -> int | None:
         """See `Verbs.take_event`."""
+        # Where there is none, pyverbs raises without an errno, as if all were lost.
+        if not _is_readable(self.event_fd):
+            return None
         try:
             event = self.context.get_async_event()
         except self.error as exc:
@@ -309,6 +313,12 @@ class _Verbs:
         for fd in self.fds:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _is_readable(descriptor: int) -> bool:
+    looking = select.poll()
+    looking.register(descriptor, select.POLLIN)
+    return bool(looking.poll(0))
 
 
 class _SendChain:

@@ -75,7 +75,7 @@ class Context(Closable):
         assert not os.get_blocking(self.event_fd)
         if not self.events:
             text = "Failed to get async event"
-            raise PyverbsRDMAError(text, errno.EAGAIN)
+            raise PyverbsRDMAError(text)
         number = self.events.popleft()
         return SimpleNamespace(event_type=number, ack=lambda: call("ack", number))
 

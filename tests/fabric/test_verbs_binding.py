@@ -226,6 +226,8 @@ def verbs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     )
     monkeypatch.setattr(verbs_binding, "_load", lambda _: modules)
     verbs: Any = open_verbs("rxe0")
+    readable = {verbs.event_fd: verbs.context.events}
+    monkeypatch.setattr(verbs_binding, "_is_readable", lambda fd: bool(readable[fd]))
     yield verbs
     FAILURES.clear()
     if verbs.context.is_open:
@@ -278,10 +280,23 @@ def test_events_are_acknowledged(verbs: Any) -> None:
     assert verbs.take_event() is None
     verbs.context.events.append(10)
     assert verbs.take_event() == 10
+    assert verbs.take_event() is None, "which pyverbs tells as if all were lost"
     assert last("ack") == (10,)
+    verbs.context.events.append(10)
+    fail("get_async_event", errno.EAGAIN)
+    assert verbs.take_event() is None, "another one took it"
     fail("get_async_event", errno.EIO)
     with pytest.raises(VerbsError, match="take an event: EIO"):
         verbs.take_event()
+
+
+def test_a_descriptor_says_whether_there_is_something() -> None:
+    here, there = os.pipe()
+    assert not verbs_binding._is_readable(here)
+    os.write(there, b"x")
+    assert verbs_binding._is_readable(here)
+    os.close(here)
+    os.close(there)
 
 
 def test_a_completion_queue_has_a_channel(verbs: Any, queue: Any) -> None:

@@ -41,7 +41,7 @@ SLACK = 3.0
 AT_ONCE = 0.5
 MOMENT_BYTES = 96 * 1024
 """What each direction has carried when it happens."""
-UNREACHABLE = 5.0
+UNREACHABLE = 7.0
 """Seconds that a client waits for CONFIRM LINK, and then for a Decline."""
 LONGEST_CALLBACK = 0.5
 """Seconds; address resolution in the kernel takes about one."""
@@ -98,6 +98,21 @@ def test_a_network_device_goes_down(ends, streaming, before, device):
     with link_down(device):
         since = time.monotonic()
         assert_cut(ends, server, client, since, within=AT_ONCE)
+    assert_as_before(ends, server, client, before)
+
+
+def test_another_address_of_a_port_comes_and_goes(ends, streaming, before):
+    """The device tells of it, and nothing changes for what has another GID."""
+    server, client = streaming()
+    run("ip addr add 10.0.0.77/24 dev vb")
+    run("ip addr del 10.0.0.77/24 dev vb")
+    for end in (server, client):
+        received = end.ask("reach", received=0)["received"][0]
+        end.ask("reach", received=received + MOMENT_BYTES)
+    server.ask("close")
+    for end in (server, client):
+        (record,) = end.ask("records")["records"]
+        assert record["wrong"] is None
     assert_as_before(ends, server, client, before)
 
 

@@ -100,8 +100,9 @@ class Config:
     twice `decline_wait`, or a Decline could cross one of a kernel's server. The same at
     both ends."""
     decline_wait: float = _wait(1.0)
-    """Seconds that a client waits for a Decline of a kernel's server after that, before
-    it declines itself; a server waits three times as long for the client."""
+    """Seconds that a client waits for a Decline of a kernel's server after that, and
+    one `llc_wait` more, before it declines itself; a server waits two of them longer.
+    """
     llc_wait: float = _wait(2.0)
     """Seconds to wait for any other LLC answer."""
     test_link_interval: float = _wait(30.0)

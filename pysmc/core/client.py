@@ -278,8 +278,13 @@ class ClientNegotiator(Negotiator):
 
     @property
     def decline_due(self) -> float:
-        """Seconds after the Confirm at which we decline: no server does so later."""
-        return self._config.confirm_link_client_wait + self._config.decline_wait
+        """Seconds after the Confirm at which we decline: no server does so later.
+
+        A kernel's server whose link is dead sends DELETE LINK first, and waits
+        `llc_wait` for its completion.
+        """
+        config = self._config
+        return config.confirm_link_client_wait + config.decline_wait + config.llc_wait
 
     def link_failed(self, handshake: Handshake, why: Reason) -> None:
         """There will be no link; in the first seconds we decline at once."""
@@ -291,8 +296,9 @@ class ClientNegotiator(Negotiator):
         """TCP is quiet: decline if the link failed, before a kernel's server would.
 
         Else the connection is handed out, unless that server may have given up: it
-        waits for our answer, and declines one `decline_wait` after that. Only now is
-        it certain that the answer has left. In version 2.0 ADD LINK was awaited.
+        waits for our answer, then one `decline_wait`, and then up to one `llc_wait`.
+        Only now is it certain that the answer has left. In version 2.0 ADD LINK was
+        awaited.
         """
         state, config, group = HandshakeState, self._config, handshake.group
         assert group is not None
@@ -302,7 +308,7 @@ class ClientNegotiator(Negotiator):
                 self.decline_wait_over(handshake, now)
         elif handshake.state is state.HANDOVER and group.release and not is_early:
             handshake.move(HandshakeInput.LATE)
-            self._set_deadline(handshake, now + 2 * config.decline_wait)
+            self._set_deadline(handshake, now + config.decline_wait + config.llc_wait)
         else:
             super().tcp_quiet(handshake, now)
 

@@ -13,8 +13,9 @@ other's as application data. No wait is long enough for that, because TCP may ho
 what was sent in time. So after the Accept only the client declines. The server waits
 for the client's answer to CONFIRM LINK or its Decline, and fails when neither comes.
 
-Linux declines as a server too, 3 s after the Confirm if no answer to CONFIRM LINK came
-within 2 s. A client therefore declines in the first 2 s or after 5 s, and takes the
+Linux declines as a server too: when no answer to CONFIRM LINK came within 2 s it looks
+for a Decline for 1 s, then sends DELETE LINK, for which it takes up to 2 s if the link
+is dead. A client therefore declines in the first 2 s or after 7 s, and takes the
 server's Decline at any time; when its own answer left late it waits for that.
 
 Reference: RFC 7609 sections 3.5.1 and 3.5.2; kernel counterparts: smc_clc.c, af_smc.c.

@@ -372,11 +372,12 @@ class ServerNegotiator(Negotiator):
     def link_wait(self) -> float:
         """Seconds that a server waits for the answer to CONFIRM LINK, or a Decline.
 
-        A client of ours declines one `decline_wait` after its own wait, as Linux does;
-        TCP may take two more with it.
+        A client, of ours as of Linux, declines up to one `decline_wait` and one
+        `llc_wait` after its own wait; TCP may take two more `decline_wait` with it.
         """
         config = self._config
-        return config.confirm_link_client_wait + 3 * config.decline_wait
+        wait = config.confirm_link_client_wait + config.llc_wait
+        return wait + 3 * config.decline_wait
 
     @property
     def decline_due(self) -> float:

@@ -29,7 +29,9 @@ def put_the_old_kernel_in(monkeypatch: pytest.MonkeyPatch) -> None:
         return self._config.confirm_link_server_wait
 
     def due(self: ServerNegotiator) -> float:
-        return self._config.confirm_link_server_wait + self._config.decline_wait
+        config = self._config
+        wait = config.confirm_link_server_wait + config.decline_wait
+        return wait + config.llc_wait
 
     row = (HandshakeState.AWAIT_DECLINE, HandshakeInput.UNABLE)
     rows = {**handshake.SERVER.rows, row: HandshakeState.FELL_BACK}

@@ -183,11 +183,11 @@ def run_with_delay(
     delay: float,
     losses: dict[float, PairEnd],
 ) -> None:
-    """Let 15 s pass while TCP bytes take ``delay`` seconds and links fail at times."""
+    """Let 17 s pass while TCP bytes take ``delay`` seconds and links fail at times."""
     pair.hold("tcp")
     since: dict[int, float] = {}
     moment = 0.0
-    while moment < 15:
+    while moment < 17:
         for when, end in losses.items():
             if when == moment:
                 cut_links(pair, end)
@@ -307,7 +307,7 @@ def test_the_deadline_of_the_handshake_does_not_shorten_the_waits() -> None:
     assert client.state is server.state is HandshakeState.AWAIT_LINK
     pair.advance(3.75)
     assert client.state is server.state is HandshakeState.AWAIT_LINK
-    pair.advance(1.5)
+    pair.advance(3.5)
     verdict = pair.verdict(server)
     assert isinstance(verdict, FellBack)
     assert verdict.reason.name == "PEER_DECLINED"

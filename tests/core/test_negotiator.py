@@ -111,7 +111,7 @@ def at(state: HandshakeState, *, role: str) -> tuple[CorePair, Handshake, Handsh
 @pytest.mark.parametrize("role", ["client", "server"])
 def test_half_a_decline_in_the_wait_for_one_breaks_the_stream(role: str) -> None:
     pair, here, there = at(HandshakeState.AWAIT_DECLINE, role=role)
-    pair.advance(7.1)
+    pair.advance(9.1)
     verdict = pair.verdict(here)
     assert isinstance(verdict, Failed)
     if role == "client":
@@ -129,7 +129,7 @@ def test_half_a_decline_at_the_hand_over_is_waited_for(role: str) -> None:
         pair, here, there = at(HandshakeState.HANDOVER, role=role)
         if rest:
             pair.send_tcp(there, DECLINE.build()[20:] + b"hello")
-        pair.advance(8)
+        pair.advance(10)
         verdict = pair.verdict(here)
         if rest:
             assert isinstance(verdict, FellBack)
@@ -182,7 +182,7 @@ def test_a_client_whose_link_fails_late_leaves_time_for_a_decline_of_linux() -> 
     pair.cut_link(client.link, pair.client, status="timed out")
     pair.drive()
     assert client.state is HandshakeState.AWAIT_DECLINE
-    pair.advance(2.4)
+    pair.advance(4.4)
     assert not client.is_over
     pair.advance(0.2)
     verdict = pair.verdict(server)
@@ -201,7 +201,7 @@ def test_a_server_never_declines_after_the_confirm() -> None:
     client, server = pair.connect()
     pair.drive()
     pair.hold("tcp", pair.server)
-    pair.advance(6.9)
+    pair.advance(8.9)
     assert isinstance(pair.verdict(client), FellBack)
     assert not server.is_over
     pair.advance(0.2)
@@ -217,7 +217,7 @@ def test_a_queue_pair_that_is_ready_too_late_is_not_used() -> None:
     pair = CorePair()
     pair.hold("connected", pair.server)
     _, server = pair.connect()
-    pair.advance(5.1)
+    pair.advance(7.1)
     assert isinstance(pair.verdict(server), FellBack)
     pair.release("connected")
     pair.drive()

@@ -394,7 +394,7 @@ def test_a_confirm_that_repeats_something_else_gets_no_link(
     """Only the client may still decline, and it does when CONFIRM LINK stays away."""
     pair = CorePair()
     client, server = change_confirm(pair, change)
-    pair.advance(4.9)
+    pair.advance(6.9)
     assert not client.is_over
     pair.advance(0.2)
     verdict = pair.verdict(server)

@@ -37,6 +37,7 @@ CONFIG = pysmc.Config(
     confirm_link_server_wait=0.5,
     confirm_link_client_wait=1.2,
     decline_wait=0.3,
+    llc_wait=0.5,
     discovery_wait=0.3,
 )
 PATIENCE = 15.0

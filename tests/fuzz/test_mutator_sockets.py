@@ -41,6 +41,7 @@ CONFIG = Config(
     confirm_link_server_wait=0.5,
     confirm_link_client_wait=1.0,
     decline_wait=0.25,
+    llc_wait=0.25,
 )
 
 

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
+
+
+def _load(name: str) -> None:
+    """Load a helper under the name that test modules import."""
+    qualified = f"tests.cli.{name}"
+    if qualified not in sys.modules:
+        path = Path(__file__).resolve().parent / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(qualified, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[qualified] = module
+        spec.loader.exec_module(module)
+
+
+_load("smc_peer")
+
+from tests.cli.smc_peer import Peer  # noqa: E402  # loaded just now
 
 DEADLINE = 60.0
 
@@ -61,3 +82,30 @@ def write(tmp_path: Path):
         return name
 
     return save
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Peer]]:
+    """Start a peer that does something with its connection.
+
+    What it sends as an answer may be a message, bytes, or a function.
+    """
+    peers: list[Peer] = []
+
+    def start(answer: Any = None, family: int = socket.AF_INET) -> Peer:
+        def act(sock: socket.socket) -> None:
+            if answer is None:
+                return
+            if callable(answer):
+                answer(peer, sock)
+                return
+            peer.propose(sock)
+            sock.sendall(answer if isinstance(answer, bytes) else answer.build())
+
+        peer = Peer(family, act)
+        peers.append(peer)
+        return peer
+
+    yield start
+    for peer in peers:
+        peer.close()

@@ -163,7 +163,7 @@ def test_too_many_negotiations(kit, end, monkeypatch) -> None:
 def test_a_server_at_its_limit_goes_on_with_tcp(kit, monkeypatch) -> None:
     async def scenario():
         driver = asyncio.get_running_loop().driver
-        monkeypatch.setattr(driver, "judge", lambda conn, found: driver.limit_reason())
+        monkeypatch.setattr(driver, "judge", lambda found: driver.limit_reason())
         async with kit.connected(server=Greeter2) as ends:
             return reasons(ends)
 

@@ -194,11 +194,13 @@ def test_a_confirm_that_is_still_in_the_senders_hands(monkeypatch, then) -> None
     made = Negotiation.__init__
     stuck: list[Stuck] = []
 
-    def slowly(self: Any, driver: Any, sock: Any, role: str, *rest: Any) -> None:
+    def slowly(
+        self: Any, driver: Any, sock: Any, role: str, *rest: Any, **options: Any
+    ) -> None:
         if role == "client":
             stuck.append(Stuck(sock))
             sock = stuck[-1]
-        made(self, driver, sock, role, *rest)
+        made(self, driver, sock, role, *rest, **options)
 
     async def scenario() -> None:
         loop = asyncio.get_running_loop()

@@ -168,6 +168,27 @@ def test_a_client_without_a_device_declines(
 
 
 @pytest.mark.usefixtures("option")
+def test_both_ends_decline_and_it_is_said_once(
+    kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's takes the place of its Proposal, which the server would answer."""
+
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        full = loop.driver.limit_reason()
+        async with service() as served:
+            monkeypatch.setattr(loop.driver, "refusal", lambda *_, **__: full)
+            with without_devices(monkeypatch):
+                info = await on_another_loop(ONLY, served.address)
+            after = await on_another_loop(ONLY, served.address)
+        assert served.failed == []
+        names = [one.reason.name for one in (info, after, *served.infos)]
+        assert names == ["NO_DEVICE", "PEER_DECLINED", "PEER_DECLINED", "LIMIT"]
+
+    kit.run(scenario, config=ONLY)
+
+
+@pytest.mark.usefixtures("option")
 def test_a_server_without_a_device_does_not_show_it(
     kit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

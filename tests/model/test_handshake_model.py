@@ -416,11 +416,11 @@ EVERYTHING = tuple(FAULTS)
 LATE = ("link lost for the client", "link lost for the server", "LLC lost")
 
 CASES: dict[str, tuple[dict[str, Any], int]] = {
-    "first contact": ({}, 460),
+    "first contact": ({}, 703),
     "reuse": ({"reuse": True}, 230),
-    "nobody is told of a closed queue pair": ({"silent_close": True}, 454),
-    "version 2.0": ({"config": VERSION_2_0}, 1580),
-    "TCP takes 3/4 of a second": ({"tick": 0.25, "delay": 3}, 3453),
+    "nobody is told of a closed queue pair": ({"silent_close": True}, 697),
+    "version 2.0": ({"config": VERSION_2_0}, 2092),
+    "TCP takes 3/4 of a second": ({"tick": 0.25, "delay": 3}, 5787),
 }
 
 
@@ -446,15 +446,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "an order fails": tuple(name for name in FAULTS if " fails at the " in name),
 }
 FOUND: dict[tuple[str, bool], int] = {
-    ("the link is lost", False): 2_772,
-    ("the link is lost", True): 3_066,
-    ("LLC is lost, or TCP ends", False): 2_272,
+    ("the link is lost", False): 4_167,
+    ("the link is lost", True): 3_969,
+    ("LLC is lost, or TCP ends", False): 3_415,
     ("LLC is lost, or TCP ends", True): 1_126,
-    ("somebody gives up", False): 1_016,
+    ("somebody gives up", False): 1_511,
     ("somebody gives up", True): 998,
-    ("somebody stands still", False): 1_359,
+    ("somebody stands still", False): 2_009,
     ("somebody stands still", True): 814,
-    ("an order fails", False): 2_497,
+    ("an order fails", False): 3_766,
     ("an order fails", True): 1_412,
 }
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from tests.lab.matrix import Kind
 
 PAIR: tuple[Kind, Kind] = ("pysmc", "kernel")
-QUICK = frozenset(cell.name for cell in CELLS if cell.is_quick)
+NOT_EVERY_TIME = frozenset({"reconnect after the group died"})
+"""A client keeps an idle group ten seconds longer than its settings say."""
+QUICK = frozenset(cell.name for cell in CELLS if cell.is_quick) - NOT_EVERY_TIME
 
 
 @pytest.mark.usefixtures("option")

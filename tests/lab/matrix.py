@@ -334,7 +334,7 @@ SEEN_BY_KERNEL: dict[tuple[str, str], Seen] = {
 
 OUR_REASONS: dict[tuple[str, str], str] = {
     ("decline by the client", "server"): "PEER_DECLINED",
-    ("decline by the server", "server"): "NO_DEVICE",
+    ("decline by the server", "server"): "NO_COMMON_EID",
     ("no UEID in common", "server"): "NO_COMMON_EID",
     ("option but no device at the client", "server"): "PEER_DECLINED",
     ("option but no device at the server", "server"): "NO_DEVICE",

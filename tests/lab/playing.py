@@ -65,9 +65,14 @@ STATES: dict[str, dict[str, Any]] = {
     "no_option": {"discovery": ("local",)},
     "no_device": {"rdma_device": "absent0"},
     "other_ueid": {"ueids": ("PYSMC.OTHER",)},
-    "declines": {"ueids": ()},
 }
 """How a pysmc end is brought into each state of the table: changes of its Config."""
+DECLINES: dict[str, dict[str, Any]] = {
+    # Whoever has nothing to offer at all does not show the option.
+    "client": {"rdma_device": "absent0"},
+    "server": {"fabrics": ("shm",)},
+}
+"""How it is brought to decline, by its role."""
 
 
 @contextlib.contextmanager
@@ -125,7 +130,8 @@ class Play:
             end = self._ends.start_as(role, be)
         else:
             settings: dict[str, Any] = {"discovery": ("tcp_option",), "peers": ()}
-            settings |= self.cell.config | STATES[state] | changes
+            in_state = DECLINES[role] if state == "declines" else STATES[state]
+            settings |= self.cell.config | in_state | changes
             end = self._ends.start(role, **settings)
         self.ends[role] = end
         if role == "server":

@@ -68,8 +68,8 @@ STATES: dict[str, dict[str, Any]] = {
 }
 """How a pysmc end is brought into each state of the table: changes of its Config."""
 DECLINES: dict[str, dict[str, Any]] = {
-    # Whoever has nothing to offer at all does not show the option.
-    "client": {"rdma_device": "absent0"},
+    "client": {"ueids": ()},
+    # A listener that could not take anybody shows no option.
     "server": {"fabrics": ("shm",)},
 }
 """How it is brought to decline, by its role."""

@@ -329,6 +329,11 @@ def test_opting_out_before_the_second_try(kernel):
     assert kernel.setsockopt(client, kernel.pack("I", 0)) == 0
     assert state(kernel, client) == MINE
     assert connect(kernel, client) == b""
+    established(kernel, client, PLAIN + SMC)
+    assert state(kernel, client) == MINE
+    client.state = 7
+    listen(kernel, client, PORT)
+    assert kernel.listeners == [{}]
 
 
 def test_who_opted_out_is_as_if_never_in(kernel):

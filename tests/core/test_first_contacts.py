@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,7 +17,10 @@ from pysmc.core.first_contacts import (
 )
 from pysmc.core.handshake import Handshake, HandshakeState
 from pysmc.core.roles import Role
-from pysmc.testing.pair import SMALL, CorePair
+from pysmc.testing.pair import SMALL, CorePair, make_offer
+
+if TYPE_CHECKING:
+    from smcproto import clc
 
 
 def make_key(peer_id: bytes = b"A", peer_key: str = "host") -> ContactKey:
@@ -197,3 +201,26 @@ def test_the_end_of_one_lets_just_the_next_begin() -> None:
     assert [each.state.name for each in others] == ["PREPARING"] * 2 + ["QUEUED"]
     pair.advance(20)
     pair.check_released()
+
+
+def as_linux_proposes(proposal: clc.Proposal) -> clc.Proposal:
+    """A kernel without RoCEv1 fills neither its ID nor the version 1 path."""
+    return replace(proposal, peer_id=bytes(8), gid=bytes(16), mac=bytes(6))
+
+
+def test_a_peer_that_proposes_no_id_is_known_by_its_gid() -> None:
+    """Linux 6.12 tells its ID with the Confirm alone."""
+    pair = CorePair(server_offers=(make_offer(1, "verbs", "LAN"),))
+    groups = []
+    for number in (5, 5, 6):
+        _, server = pair.connect(offers=(make_offer(number, "verbs", "LAN"),))
+        pair.rewrite(server, as_linux_proposes)
+        pair.drive()
+        connection = pair.connection(server)
+        remote = connection.link.remote
+        assert remote is not None
+        assert any(remote.peer_id), "taken from the Confirm"
+        assert any(remote.mac)
+        groups.append(connection.group.number)
+    assert groups == [1, 1, 2]
+    pair.shutdown()

@@ -168,29 +168,6 @@ def test_the_same_peer_at_another_port_of_ours_makes_another_group() -> None:
     assert {group.device for group in groups} == {"verbs 1", "verbs 2"}
 
 
-def as_linux_proposes(proposal: clc.Proposal) -> clc.Proposal:
-    """A kernel without RoCEv1 fills neither its ID nor the version 1 path."""
-    return replace(proposal, peer_id=bytes(8), gid=bytes(16), mac=bytes(6))
-
-
-def test_a_peer_that_proposes_no_id_is_known_by_its_gid() -> None:
-    """Linux 6.12 tells its ID with the Confirm alone."""
-    pair = CorePair(server_offers=(make_offer(1, "verbs", "LAN"),))
-    groups = []
-    for number in (5, 5, 6):
-        _, server = pair.connect(offers=(make_offer(number, "verbs", "LAN"),))
-        pair.rewrite(server, as_linux_proposes)
-        pair.drive()
-        connection = pair.connection(server)
-        remote = connection.link.remote
-        assert remote is not None
-        assert any(remote.peer_id), "taken from the Confirm"
-        assert any(remote.mac)
-        groups.append(connection.group.number)
-    assert groups == [1, 1, 2]
-    pair.shutdown()
-
-
 @pytest.mark.parametrize("here", [(), (make_offer(9, "shm", "HERE"),)])
 def test_an_eid_without_a_device_on_this_route_is_declined_with_its_reason(
     here: tuple[FabricOffer, ...],

@@ -252,6 +252,7 @@ class Bpf:
                 return self._ask(step, Command.PROG_LOAD, attributes(log))
             except BpfError:
                 error.log = "\n".join(log.text().splitlines()[-LOG_LINES:])
+                error.add_note(error.log)
                 raise error from None
 
     def attach(self, cgroup: int, program: int, attach_type: AttachType) -> None:

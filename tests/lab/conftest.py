@@ -40,6 +40,7 @@ for _name in (
     "playing",
     "odd_clc",
     "odd_ends",
+    "smc_cgroup",
 ):
     _load(_name)
 

@@ -98,6 +98,13 @@ def test_the_checkout_is_packed_without_what_tools_left() -> None:
     assert not [name for name in names if name.startswith(".")]
 
 
+@pytest.mark.slow
+def test_what_is_left_out_is_so_at_any_depth() -> None:
+    found = [path.parts for path in pack.installed()]
+    assert any("pygments" in parts for parts in found)
+    assert not [parts for parts in found if "lexers" in parts]
+
+
 def test_libraries_are_those_that_the_loader_finds(tmp_path: Path) -> None:
     found = {path.name for path in pack.libraries([Path("/bin/sh").resolve()])}
     assert any(name.startswith("libc.so") for name in found)

@@ -93,11 +93,13 @@ def _the_same(held: dict[str, Any], before: dict[str, Any]) -> None:
     assert held == before
 
 
-def _asked_until(process: Process, check: Any, expected: dict[str, Any]) -> Any:
+def _asked_until(
+    process: Process, check: Any, expected: dict[str, Any]
+) -> dict[str, Any]:
     """Ask for a process's facts until they pass the check, or the time is over."""
     end = time.monotonic() + PATIENCE
     while True:
-        facts = process.ask("facts")
+        facts: dict[str, Any] = process.ask("facts")
         try:
             check(facts["held"], expected)
         except AssertionError:

@@ -107,7 +107,7 @@ def test_each_allocation_of_a_device_may_fail(monkeypatch, number) -> None:
             else:
                 failed = False
         left = held() - before
-        assert not left, f"call {at} of {failing.calls} left {left}"
+        assert not left, f"call {at} of {failing.calls} left something behind: {left}"
         use()
         if failing.calls <= at:
             assert not failed

@@ -102,20 +102,48 @@ TWINS = [
     "test_streams.py::test_drain_raises",
     "test_streams.py::test_eof_feed_when_closing_writer",
 ]
-SUBSETS = {
-    "transport": ["tests/aio/" + name for name in TRANSPORT],
+SUBSET = [
+    *("tests/aio/" + name for name in TRANSPORT),
     # Two loops in two threads: each is a peer to the other.
-    "twins": [f"tests/twins/{name}[threads]" for name in TWINS],
-}
+    *(f"tests/twins/{name}[threads]" for name in TWINS),
+]
+REST = [
+    "test_transport.py::test_a_buffer_may_be_reused_after_write[100000]",
+    "test_transport.py::test_half_close_of_the_server_after_much_data[smcr]",
+    "test_transport.py::test_close_sends_what_waits[smcr]",
+    "test_transport.py::test_set_protocol_to_and_fro[smcr]",
+    "test_transport.py::test_every_kind_of_buffer[smcr]",
+    "test_transport.py::test_loop_sendfile[smcr]",
+    "test_transport_smcr.py::test_start_tls[smcr]",
+]
+"""What is not in every run; a start of pytest takes as long as they do."""
+
+
+def play_all(place, names: list[str]) -> None:
+    """Run tests over the fabric of the place; all have to pass, and leave nothing."""
+    before = resources()
+    outcomes, words = play(names, place.fabric, place.server_host)
+    show(words)
+    assert set(outcomes) == {"passed"}, words
+    assert outcomes["passed"] >= len(names)
+    wait_for_resources(before)
 
 
 @pytest.mark.lab(seconds=150)
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("name", SUBSETS)
-def test_over_the_fabric(place, name: str) -> None:
-    before = resources()
-    outcomes, words = play(SUBSETS[name], place.fabric, place.server_host)
-    show(words)
-    assert set(outcomes) == {"passed"}, words
-    assert outcomes["passed"] >= len(SUBSETS[name])
-    wait_for_resources(before)
+def test_over_the_fabric(place) -> None:
+    play_all(place, SUBSET)
+
+
+@pytest.mark.lab_long(seconds=150)
+@pytest.mark.timeout(200)
+def test_the_rest_over_the_fabric(place) -> None:
+    play_all(place, ["tests/aio/" + name for name in REST])
+
+
+@pytest.mark.lab_long(seconds=400)
+@pytest.mark.timeout(450)
+def test_200_000_small_writes_over_the_fabric(place) -> None:
+    """Each of the first ones is a write of the device, which takes its time here."""
+    name = "test_transport.py::test_many_small_writes_that_wait[smcr]"
+    play_all(place, ["tests/aio/" + name])

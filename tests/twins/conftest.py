@@ -333,7 +333,8 @@ class Lane:
         fabric = "sim" if self.name == "sim" else usual
         said = [(info.mode, info.fabric) for info in self.seen]
         assert said, "no connection was made"
-        assert set(said) == {("smcr", fabric)}, self.seen
+        why = [info.reason for info in self.seen if info.reason is not None]
+        assert set(said) == {("smcr", fabric)}, why or self.seen
         clients, servers = self._count("client"), self._count("server")
         assert clients == servers
         assert connections is None or clients == connections

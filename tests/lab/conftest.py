@@ -29,6 +29,7 @@ def _load(name: str) -> None:
 
 for _name in (
     "capture",
+    "wire_log",
     "network_faults",
     "streaming",
     "measuring",

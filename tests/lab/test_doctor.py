@@ -42,7 +42,10 @@ LATE = (
     "sysconfig",
     *(f"pysmc.cli.{name}" for name in SUBCOMMANDS),
     "pysmc.cli.checks.catalogue",
+    "pysmc.cli.checks.kernel_smc_tables",
     "pysmc.discovery.mark",
+    "pysmc.discovery.option.install",
+    "pysmc.discovery.option.trial",
     "pysmc.discovery.static",
     "pysmc.fabric.verbs_memory",
     "pysmc.fabric.verbs_reach",
@@ -110,6 +113,22 @@ def test_all_is_well():
         "peer": "From 10.0.0.1 to 10.0.0.2: rxe0:1:1, GID 10.0.0.1 on va",
     }.items():
         assert (checks[name]["status"], checks[name]["remedy"]) == ("ok", "")
+        assert words in checks[name]["detail"]
+
+
+@pytest.mark.usefixtures("kernel", "option")
+def test_the_kernels_own_smc_and_the_option():
+    """As somebody: nothing of it needs a privilege, but to see other cgroups."""
+    _, (_, checks) = examined(Limits(uid=SOMEBODY))
+    for name, words in {
+        "kernel_smc.socket": "The kernel has AF_SMC",
+        "kernel_smc.protocol": "The kernel has IPPROTO_SMC.",
+        "kernel_smc.ulp": "without smc",
+        "kernel_smc.pnetids": "LABONE: va, rxe0:1; LABTWO: vb, rxe1:1.",
+        "kernel_smc.ueids": "PYSMC.LAB; PYSMC_UEIDS has PYSMC.LAB.",
+        "tcp_option": "It works for sockets of this process",
+    }.items():
+        assert checks[name]["status"] == "ok", checks[name]
         assert words in checks[name]["detail"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lab import plugin
+from lab import plugin, runner
 
 pytestmark = pytest.mark.slow
 
@@ -176,3 +176,16 @@ def test_the_network_is_built_anew_after_every_failure(share: Path) -> None:
 def test_one_that_is_not_found_is_told(share: Path) -> None:
     data = json.loads((share / f"{len(NAMES)}.json").read_text())
     assert "has not collected it" in data["error"]
+
+
+def test_a_network_that_cannot_be_taken_away_is_not_waited_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tmp_path / "said"
+    (tmp_path / "guest").mkdir()
+    script = f"echo $1 >>{said}; [ $1 = up ] || exec sleep 30"
+    (tmp_path / "guest" / "network").write_text(script)
+    monkeypatch.setattr(runner, "HERE", tmp_path)
+    monkeypatch.setattr(runner, "REBUILD_WAIT", 1.0)
+    runner.rebuild_the_network()
+    assert said.read_text().split() == ["down", "up"]

@@ -109,8 +109,8 @@ def test_5000_connections_leave_nothing(ends, is_traced: bool) -> None:
     churn(ends, 5000, is_traced=is_traced)
 
 
-IDLE_SECONDS = 4.0
-TEST_LINK_SECONDS = 1.0
+IDLE_SECONDS = 6.0
+TEST_LINK_SECONDS = 1.5
 WAKES_OF_A_TEST = 6
 """The timer, the request's completion, the answer, the timer for it; the peer's
 request, and the completion of our answer."""

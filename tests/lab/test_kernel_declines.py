@@ -71,8 +71,8 @@ def assert_fallen_back(info, seen, name: str, reason: int, code: int | None) -> 
 @pytest.mark.parametrize(
     "step",
     [
-        in_lane("client begins", quick=True),
-        in_lane("client has the Accept", quick=True),
+        in_lane("client begins", quick=False),
+        in_lane("client has the Accept", quick=False),
         in_lane("client has its memory", quick=False),
         in_lane("client has CONFIRM LINK", quick=False),
     ],
@@ -139,7 +139,7 @@ def nothing(kernel: Kernel) -> AbstractContextManager[None]:
 @pytest.mark.parametrize(
     ("want", "deaf_at", "code"),
     [
-        pytest.param(other_ueid, "", 0x03030000, id="another-ueid", marks=LAB),
+        pytest.param(other_ueid, "", 0x03030000, id="another-ueid", marks=LONG),
         pytest.param(no_ueid, "", 0x03030000, id="no-ueid", marks=LONG),
         pytest.param(no_device_of_server, "", 0x03030002, id="no-device", marks=LONG),
         pytest.param(

@@ -18,7 +18,6 @@ from tests.lab.kernel_smc import load, set_up
 from tests.lab.network_faults import DEVICES, impaired, run
 from tests.lab.odd_ends import rest
 
-LAB = pytest.mark.lab(seconds=40)
 LONG = pytest.mark.lab_long(seconds=90)
 QUICK = {"test_link_interval": 2.0, "test_link_wait": 2.0}
 SILENCE = 4.0
@@ -84,7 +83,7 @@ def assert_prefix(*pair) -> None:
 # Many behind one device
 
 
-@LAB
+@LONG
 def test_several_processes_behind_one_device(kernel, meetings):
     """Each is a peer of its own to the kernel: one that dies takes only its own."""
     server = meetings.theirs("their server")

@@ -52,7 +52,7 @@ def stripped(segment: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("client_is_ours", [True, False], ids=["ours", "theirs"])
-@LAB
+@LONG
 def test_off_the_syn(kernel, meetings, client_is_ours):
     ours, theirs = meetings.ours("ours"), meetings.theirs("theirs")
     client, server = (ours, theirs) if client_is_ours else (theirs, ours)

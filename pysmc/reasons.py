@@ -48,7 +48,8 @@ _ROWS = (
         None,
         "No way of discovery works here.",
         "Enable one that does, 'tcp_option' for every peer ('pysmc option attach'),"
-        " 'local' on this host or 'static' for listed peers; 'pysmc doctor' tries them.",
+        " 'local' on this host or 'static' for listed peers; 'pysmc doctor' tries"
+        " them.",
     ),
     ReasonText(
         "PEER_NO_SMC",
@@ -60,8 +61,8 @@ _ROWS = (
         "MARK_LOST",
         0x03010000,
         "What showed SMC was lost on the way, or another listener took the connection.",
-        "Look for SYN cookies, a redirect, a middlebox that takes TCP options away, or a"
-        " listener on a more specific address.",
+        "Look for SYN cookies, a redirect, a middlebox that takes TCP options away, or"
+        " a listener on a more specific address.",
     ),
     ReasonText(
         "NO_DEVICE",

@@ -209,8 +209,10 @@ def verdict(found: Finding) -> str:
         return f"{where} speaks SMC{version} and accepts{eid}."
     if found.clc == "decline":
         return f"{where} speaks SMC, but declines ({found.reason})."
-    if found.tcp_option is None and found.reason == "SETUP_MISSING":
-        return f"Whether {where} speaks SMC is not known ({found.reason})."
     if found.connect_ms is None:
         return f"{where} cannot be asked ({found.reason})."
+    if found.tcp_option is None and found.offer is None:
+        return f"Whether {where} speaks SMC is not known ({found.reason})."
+    if found.tcp_option:
+        return f"{where} shows the SMC option, but no answer of SMC ({found.reason})."
     return f"{where} does not speak SMC ({found.reason})."

@@ -143,8 +143,8 @@ def probe(
     try:
         # A stream is asked for, or each address would come several times.
         rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:  # gaierror is one
-        why = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # a label of no or too many characters
+        why = getattr(error, "strerror", None) or str(error)
         found.end("NO_ADDRESS", f"{host} has no address: {why}.")
         return found
     began = clock()
@@ -213,12 +213,19 @@ def _dial(
         began = clock()
         sock.connect(address)
         found.connect_ms = (clock() - began) * 1000
-        found.address = sock.getpeername()[0]
+        found.address = _peer_of(sock, address)[0]
         found.local_address = _text_of(sock.getsockname())
     except BaseException:
         sock.close()
         raise
     return sock, marked
+
+
+def _peer_of(sock: socket.socket, address: Address) -> Address:
+    try:
+        return tuple(sock.getpeername())
+    except OSError:  # the peer has taken the connection, and reset it already
+        return address
 
 
 def _dial_unmarked(
@@ -276,6 +283,8 @@ def _judge_option(found: Finding, sock: socket.socket, *, marked: bool) -> None:
 def _name_of(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
         return "REFUSED"
+    if isinstance(error, ConnectionResetError):
+        return "CLOSED"
     return "TIMEOUT" if isinstance(error, TimeoutError) else "UNREACHABLE"
 
 
@@ -301,7 +310,7 @@ def _ask(
     clock: Callable[[], float],
 ) -> None:
     """Propose, and read what comes back, if the peer may be sent that."""
-    found.is_listed = _is_listed(sock, config)
+    found.is_listed = _is_listed(found, config)
     if not found.tcp_option and not found.is_listed:
         return
     found.end("", "")
@@ -326,8 +335,8 @@ def _ask(
         _closed(found, f"ended the connection: {_words(error)}")
 
 
-def _is_listed(sock: socket.socket, config: Config) -> bool:
-    peer = endpoint(sock.getpeername())
+def _is_listed(found: Finding, config: Config) -> bool:
+    peer = endpoint((found.address, found.port))
     assert peer is not None, "a connected TCP socket has a peer"
     return "static" in config.discovery and (peer, peer.port) in StaticPeers(
         config.peers

@@ -453,6 +453,24 @@ class TestNoConnection:
         assert (code, found["reason"], found["clc"]) == (1, "NO_ADDRESS", "none")
         assert "Name or service not known" in found["detail"]
 
+    @pytest.mark.parametrize("name", ["a" * 64, "db..example.org"])
+    def test_a_name_that_is_none(self, name, ask):
+        code, found = ask(f"{name}:80")
+        assert (code, found["reason"], found["clc"]) == (1, "NO_ADDRESS", "none")
+        assert "label" in found["detail"]
+
+    def test_reset_at_once(self, serve, ask, monkeypatch):
+        """By then the kernel no longer tells who the peer was."""
+        peer = serve()
+
+        def nobody(sock: socket.socket) -> Any:
+            raise OSError(107, "Transport endpoint is not connected")
+
+        monkeypatch.setattr(socket.socket, "getpeername", nobody)
+        code, found = ask(peer.name, "--ueid", UEID)
+        assert (code, found["clc"], found["reason"]) == (1, "none", "CLOSED")
+        assert (found["address"], found["tcp_option"]) == (peer.host, True)
+
     def test_a_name_with_several_addresses(self, serve, ask, monkeypatch):
         """The one that takes the connection is asked."""
         peer = serve(ACCEPT)
@@ -472,6 +490,7 @@ class TestNoConnection:
         [
             (OSError(113, "No route to host"), "UNREACHABLE"),
             (OSError(101, "Network is unreachable"), "UNREACHABLE"),
+            (ConnectionResetError(104, "Connection reset by peer"), "CLOSED"),
             (TimeoutError(), "TIMEOUT"),
         ],
     )
@@ -595,6 +614,12 @@ class TestForPeople:
         code, lines = self.show(capsys, serve().name)
         assert code == 1
         assert "is not known (SETUP_MISSING)." in "\n".join(lines)
+
+    def test_what_shows_the_option_and_speaks_something_else(self, serve, capsys):
+        peer = serve(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        code, lines = self.show(capsys, peer.name)
+        assert code == 1
+        assert "shows the SMC option, but no answer of SMC (NO_CLC)" in "\n".join(lines)
 
     def test_a_listed_peer_without_a_device(self, serve, capsys, option, monkeypatch):
         option(None)

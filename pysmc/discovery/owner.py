@@ -2,7 +2,8 @@
 
 Decides nothing: one question to the kernel, which knows every socket of this network
 namespace by its addresses. A peer of another host, and one that has closed its socket,
-has no owner here. The option says nothing of users, and all peers of a host have its
+has no owner here: the kernel shows what is left of a closed one as root's, and where no
+connection fits it shows a listener of that port. The option says nothing of users, and all peers of a host have its
 address in common: without this, strangers would share what one peer may have with us.
 
 Source: sock_diag(7); kernel counterpart: inet_diag.c (inet_diag_find_one_icsk).
@@ -25,9 +26,11 @@ ALL_STATES = 0xFFFFFFFF
 HEADER = struct.Struct("=IHHII")
 """struct nlmsghdr: length, type, flags, sequence, port."""
 ANSWER_BYTES = 4096
+STATE_AT = HEADER.size + 1
+TCP_LISTEN = 10
 UID_AT = HEADER.size + 4 + 48 + 12
 """Where struct inet_diag_msg has idiag_uid: after four bytes, the two addresses, and
-three numbers."""
+three numbers. idiag_inode follows, 0 where no process holds the socket any more."""
 
 
 def owner_of_peer(conn: socket.socket) -> int | None:
@@ -64,7 +67,8 @@ def owner_of_peer(conn: socket.socket) -> int | None:
     except OSError:  # a kernel without it, or no descriptor left
         return None
     _, message, *_ = HEADER.unpack_from(answer)
-    if message != SOCK_DIAG_BY_FAMILY or len(answer) < UID_AT + 4:
+    if message != SOCK_DIAG_BY_FAMILY or len(answer) < UID_AT + 8:
         return None  # an error: it knows no such socket
-    uid: int = struct.unpack_from("=I", answer, UID_AT)[0]
-    return uid
+    uid: int
+    uid, inode = struct.unpack_from("=II", answer, UID_AT)
+    return uid if inode and answer[STATE_AT] != TCP_LISTEN else None

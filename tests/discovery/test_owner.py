@@ -62,13 +62,32 @@ def test_a_socket_of_another_user(pair: Any) -> None:
 def test_who_has_no_owner_here(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     client, server = pair
     client.close()
-    assert owner_of_peer(server) in {None, 0}, "nobody's, once it is closed"
+    assert owner_of_peer(server) is None, "nobody's, once it is closed"
     assert owner_of_peer(client) is None
     left, right = socket.socketpair()
     with left, right:
         assert owner_of_peer(left) is None
     monkeypatch.setattr(owner_module, "NETLINK_SOCK_DIAG", 31)
     assert owner_of_peer(server) is None
+
+
+class FarConnection:
+    """A peer of another host, whose source port is a service's here."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    def getpeername(self) -> tuple[str, int]:
+        return "127.9.9.9", self._port
+
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 1
+
+
+def test_a_listener_owns_nobody_s_connection() -> None:
+    with socket.create_server(("", 0)) as there:
+        far: Any = FarConnection(there.getsockname()[1])
+        assert owner_of_peer(far) is None
 
 
 def test_an_answer_that_is_an_error(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:

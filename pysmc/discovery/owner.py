@@ -3,8 +3,9 @@
 Decides nothing: one question to the kernel, which knows every socket of this network
 namespace by its addresses. A peer of another host, and one that has closed its socket,
 has no owner here: the kernel shows what is left of a closed one as root's, and where no
-connection fits it shows a listener of that port. The option says nothing of users, and all peers of a host have its
-address in common: without this, strangers would share what one peer may have with us.
+connection fits it shows a listener of that port. The option says nothing of users, and
+all peers of a host have its address in common: without this, strangers would share what
+one peer may have with us.
 
 Source: sock_diag(7); kernel counterpart: inet_diag.c (inet_diag_find_one_icsk).
 """

@@ -211,6 +211,25 @@ def stacked(room: Room) -> None:
     assert all(len(set(one.options) & {SMC}) == 1 for one in carrying)
 
 
+@bare
+def attached_above_an_open_listener(room: Room) -> None:
+    """The younger programs do not deny what the older ones have promised."""
+    with new_cgroup(room.cgroup) as below:
+        install.attach(below)
+
+        def work() -> None:
+            enter(below)
+            there = listener(prepare=asks)
+            install.attach(room.cgroup)
+            pair = connected(there, prepare=asks)
+            assert read_state(pair.client) == BOTH_CLIENT
+            assert read_state(pair.server) == BOTH_SERVER
+            with tcp("127.0.0.1") as plain:
+                assert read_state(plain) == 0
+
+        in_child(work)
+
+
 def foreign_program(cgroup: Path) -> None:
     """Attach a program that asks for the headers of every socket."""
     a = Assembler("little")

@@ -365,6 +365,25 @@ def test_stacked_instances_behave_like_one(byteorder, instance, count):
     assert options_of(syn) == [SMC]
 
 
+@pytest.mark.parametrize("is_asked_first", [True, False])
+def test_an_older_instance_is_still_heard(byteorder, instance, is_asked_first):
+    """One came while a listener was open: it must not deny what the other promised."""
+    kernel = Kernel(byteorder, [instance])
+    client, server = opted(kernel), opted(kernel)
+    syn, syn_ack, child = pair(kernel, client, server)
+    assert (syn, syn_ack) == (SMC, SMC)
+    kernel.programs.append(instance)
+    kernel.listeners.append({})
+    if not is_asked_first:
+        kernel.programs.reverse()
+        for sock in (client, child):
+            sock.storage = {1: sock.storage[0]}
+    assert state(kernel, client) == WANT | PEER | DONE
+    assert state(kernel, child) == WANT | PEER | DONE | SERVER
+    assert kernel.getsockopt(Sock()) == bytes(4)
+    assert kernel.getsockopt(child, 3) == "EPERM"
+
+
 # --- setsockopt ---------------------------------------------------------------
 
 

@@ -296,7 +296,8 @@ class Loop(RawSocketLoop):
         """Let a listener show the TCP option, which it can only before it listens."""
         driver = self.driver
         driver.opt_in(listener)
-        if driver.discovery.serves_option and self._plain_server is not None:
+        is_known = driver.discovery.serves_option or driver.presence.is_here()
+        if is_known and self._plain_server is not None:
             self._plain_server = driver.on_tcp("server", PEER_NO_SMC).info
 
     def _start_serving(

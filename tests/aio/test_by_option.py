@@ -114,6 +114,27 @@ def test_workers_that_share_a_port_or_a_listener(kit: Any) -> None:
 
 
 @pytest.mark.usefixtures("option")
+def test_a_late_listener_does_not_say_that_the_option_is_missing(kit: Any) -> None:
+    async def scenario() -> None:
+        told = asyncio.get_running_loop().create_future()
+
+        async def serve(_: Any, writer: Any) -> None:
+            told.set_result(writer.get_extra_info("smc"))
+            writer.close()
+
+        listener = socket.create_server((HOST, 0))
+        server = await pysmc.start_server(serve, sock=listener)
+        with socket.create_connection(listener.getsockname()):
+            info = await asyncio.wait_for(told, 5)
+        assert info.reason.name == "PEER_NO_SMC"
+        assert "not installed" not in info.reason.text
+        server.close()
+        await server.wait_closed()
+
+    kit.run(scenario, config=Config())
+
+
+@pytest.mark.usefixtures("option")
 def test_a_server_that_starts_later(kit: Any) -> None:
     """It opts in as soon as there is a socket: asyncio listens before it asks us."""
 

@@ -63,7 +63,7 @@ class Foreign:
     """Empty where it cannot be seen."""
 
     def __str__(self) -> str:
-        return f"{self.name or 'program'} (id {self.id})"
+        return f"{self.name or 'without a name'} (id {self.id})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,9 @@ def attach(
             for one in reversed(old):
                 _detach(bpf, place, one)
             _leave_note(bpf, where, loaded)
-        foreign = tuple(_foreign(bpf, where, place, stack))
+        # Without a note they cannot be told from others by their names.
+        ours = {bpf.program_info(one.descriptor).id for one in loaded}
+        foreign = tuple(_foreign(bpf, where, place, stack, ours))
         return Attached(where, is_new, len(old) if is_new else 0, foreign)
 
 
@@ -238,9 +240,11 @@ def _ours(bpf: Bpf, where: Path, place: int, stack: ExitStack) -> Iterator[Found
                 yield Found(where, part, number, known[1], info.tag, program)
 
 
-def _foreign(bpf: Bpf, where: Path, place: int, stack: ExitStack) -> Iterator[Foreign]:
+def _foreign(
+    bpf: Bpf, where: Path, place: int, stack: ExitStack, ours: set[int]
+) -> Iterator[Foreign]:
     """List what is not ours among the sock_ops programs, those of parents included."""
-    known = {one.id for one in _ours(bpf, where, place, stack)}
+    known = ours | {one.id for one in _ours(bpf, where, place, stack)}
     for number in bpf.query(place, AttachType.CGROUP_SOCK_OPS, effective=True):
         if number in known:
             continue

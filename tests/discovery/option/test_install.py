@@ -78,7 +78,7 @@ def test_programs_of_others_stay_and_are_told(fake, bpf, cgroup, tmp_path):
         install.Foreign(far, "pysmc_like_not"),
     )
     assert str(done.foreign[0]) == f"tuner (id {near})"
-    assert str(install.Foreign(7, "")) == "program (id 7)"
+    assert str(install.Foreign(7, "")) == "without a name (id 7)"
     install.detach(cgroup, bpf=bpf)
     assert fake.names_at(cgroup) == ["tuner"]
 
@@ -181,6 +181,14 @@ def test_without_a_note_they_are_attached_once_more(limited, bpf, cgroup, notes)
     assert done.is_new
     assert [one.name for one in done.foreign] == [""]
     assert limited.names_at(cgroup) == sorted(NAMES * 2)
+
+
+def test_what_was_just_attached_is_none_of_others(limited, bpf, cgroup, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.EACCES, "no")
+
+    monkeypatch.setattr(os, "setxattr", refused)
+    assert attach(cgroup, bpf).foreign == ()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ __all__ = [
     "Attached", "Foreign", "Found", "attach", "detach", "find", "find_all",
 ]  # fmt: skip
 
+END: Final = (
+    AttachType.CGROUP_SETSOCKOPT,
+    AttachType.CGROUP_SOCK_OPS,
+    AttachType.CGROUP_GETSOCKOPT,
+)
+"""Order of taking away: whoever was shown the option is still known of then."""
 NOTE: Final = "user.pysmc.option"
 """Extended attribute of a cgroup: part, id and tag of each program, a line each."""
 
@@ -109,7 +115,7 @@ def attach(
             for one in old:
                 _must_be_open(one)
             _attach_all(bpf, place, loaded)
-            for one in reversed(old):
+            for one in _first_to_go(old):
                 _detach(bpf, place, one)
             _leave_note(bpf, where, loaded)
         # Without a note they cannot be told from others by their names.
@@ -136,7 +142,7 @@ def detach(cgroup: Path | None = None, *, bpf: Bpf | None = None) -> int:
     with ExitStack() as stack:
         place = _open_directory(stack, where)
         found = list(_ours(bpf, where, place, stack))
-        for one in reversed(found):
+        for one in _first_to_go(found):
             _detach(bpf, place, one)
         with contextlib.suppress(OSError):
             os.removexattr(where, NOTE)
@@ -203,6 +209,10 @@ def _must_be_open(one: Found) -> int:
         step = f"take program {one.id} away from the cgroup"
         raise BpfError(errno.EPERM, step, Command.PROG_GET_FD_BY_ID)
     return one.descriptor
+
+
+def _first_to_go(found: list[Found]) -> list[Found]:
+    return sorted(found, key=lambda one: END.index(one.part.place))
 
 
 def _detach(bpf: Bpf, place: int, one: Found) -> None:

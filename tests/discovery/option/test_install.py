@@ -83,6 +83,16 @@ def test_programs_of_others_stay_and_are_told(fake, bpf, cgroup, tmp_path):
     assert fake.names_at(cgroup) == ["tuner"]
 
 
+def test_who_answers_goes_last(fake, bpf, cgroup):
+    """A client that was shown the option must not be taken for a plain one."""
+    attach(cgroup, bpf, OLDER)
+    fake.moves.clear()
+    attach(cgroup, bpf)
+    install.detach(cgroup, bpf=bpf)
+    gone = [place for move, place in fake.moves if move == "detach"]
+    assert gone == [22, 3, 21] * 2, "setsockopt, sock_ops, getsockopt"
+
+
 @pytest.mark.parametrize("step", range(3))
 def test_all_or_nothing(fake, bpf, cgroup, step):
     fake.fails["PROG_ATTACH"] = [None] * step + [errno.EPERM]

@@ -38,7 +38,7 @@ from pysmc.fabric.verbs_api import (
     VerbsError,
 )
 from pysmc.fabric.verbs_binding import open_verbs
-from pysmc.fabric.verbs_closing import REST_SECONDS, Closing
+from pysmc.fabric.verbs_closing import CLOSING_MAX, REST_SECONDS, Closing
 from pysmc.fabric.verbs_domain import Bundle, VerbsDomain
 from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory, refusal
 from pysmc.fabric.verbs_pair import SENDS, VerbsQueuePair
@@ -250,8 +250,13 @@ class VerbsDevice(Device):
         """Give a completion queue that has room for one more queue pair.
 
         Raises:
-            FabricError: Status ``NO_MEMORY``.
+            FabricError: Status ``NO_MEMORY``, also while too many that were closed have
+                yet to be destroyed.
         """
+        if self._closing is not None and not self._closing.has_room:
+            operation = "create a queue pair"
+            text = f"{CLOSING_MAX} closed ones have yet to be destroyed"
+            raise FabricError(operation, Status.NO_MEMORY.name, text)
         # What is left of a queue pair that was destroyed must not be taken for that of
         # a new one with the same number, nor stand in its completions' way.
         self._collect_all()

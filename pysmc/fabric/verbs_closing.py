@@ -20,10 +20,13 @@ from pysmc.fabric.timerfd import Timer
 if TYPE_CHECKING:
     from pysmc.fabric.verbs_pair import VerbsQueuePair
 
-__all__ = ["REST_SECONDS", "Closing"]
+__all__ = ["CLOSING_MAX", "REST_SECONDS", "Closing"]
 
 REST_SECONDS: Final = 4.0
 """A neighbour's three questions, and a second for timers that are late."""
+CLOSING_MAX: Final = 256
+"""Queue pairs that still exist when no new one is made: each holds memory registered
+that no connection is charged for, and a peer can let links fail one after the other."""
 
 
 class Closing:
@@ -39,6 +42,11 @@ class Closing:
 
     def __bool__(self) -> bool:
         return bool(self._until)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more may be made that will have to be closed too."""
+        return len(self._until) < CLOSING_MAX
 
     def fileno(self) -> int:
         """Readable when `take_overdue` has something."""

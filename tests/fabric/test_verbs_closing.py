@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pysmc.errors import FabricError
 from pysmc.fabric import verbs, verbs_closing
 from pysmc.fabric.base import CompletionKind, Status
 from pysmc.fabric.verbs_pair import VerbsQueuePair
@@ -51,8 +52,10 @@ def test_a_sleeping_loop_is_woken_for_a_peer_that_takes_nothing(
     roce.world.is_held = True
     for near, _ in links:
         near.queue_pair.close()
-    while roce.libraries[0].open["pair"]:
-        if device.arm():
+    opened = roce.libraries[0].open
+    while opened["pair"]:
+        # Arming looks too, and may have destroyed the last one itself.
+        if device.arm() and opened["pair"]:
             assert select.select([device.fileno()], [], [], 10)[0]
         device.poll()
     roce.world.is_held = False
@@ -123,6 +126,30 @@ def test_what_failed_is_stopped_at_once_and_destroyed_later(
     assert rkey not in library.memory
     assert not device.is_finishing
     far.queue_pair.close()
+
+
+def test_links_that_fail_one_after_the_other_hold_no_more_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, roce: Roce, clock: Any
+) -> None:
+    """What rests is registered, and no connection is charged for it."""
+    monkeypatch.setattr(verbs_closing, "CLOSING_MAX", 3)
+    device = roce.devices[0]
+    for _ in range(3):
+        near, far = roce.bench.link()
+        assert isinstance(near.queue_pair, VerbsQueuePair)
+        near.queue_pair.go_down(Status.TIMED_OUT, "as the test says")
+        near.queue_pair.close()
+        near.domain.close()
+        far.queue_pair.close()
+    domain = device.create_domain()
+    with pytest.raises(FabricError, match="closed ones") as caught:
+        domain.create_queue_pair()
+    assert caught.value.status == Status.NO_MEMORY.name
+    clock.now += 4.1
+    pass_time(device)
+    domain.create_queue_pair().close()
+    assert roce.libraries[0].open["pair"] == 0
+    domain.close()
 
 
 def test_memory_of_a_domain_that_goes_on_waits_for_what_failed(

@@ -32,6 +32,7 @@ EVERY_RUN_BARE = (
 
 
 def run(name: str) -> None:
+    install.detach()  # what an earlier scenario attached to the root of all cgroups
     if name in BARE:
         run_case(BARE[name], attached=False)
     else:

@@ -27,6 +27,7 @@ __all__ = [
     "impaired",
     "impaired_packets",
     "link_down",
+    "more_than",
     "no_rdma_device",
     "resources",
     "run",
@@ -166,13 +167,14 @@ def wait_for_resources(expected: dict[str, dict[str, int]]) -> None:
     It may hold less: what failed in an earlier scenario is destroyed seconds later.
     """
     end = time.monotonic() + 10.0
-    while more := _more(resources(), expected):
+    while more := more_than(resources(), expected):
         assert time.monotonic() < end, f"{more} more than before: {expected}"
         select.select([], [], [], 0.1)
 
 
-def _more(
+def more_than(
     found: dict[str, dict[str, int]], expected: dict[str, dict[str, int]]
 ) -> dict[str, dict[str, int]]:
+    """Tell what is found of each device beyond what was expected; empty if nothing."""
     left = {name: Counter(found[name]) - Counter(expected[name]) for name in expected}
     return {name: dict(counts) for name, counts in left.items() if counts}

@@ -34,7 +34,12 @@ from tests.lab.matrix import (
     order,
 )
 from tests.lab.measuring import show
-from tests.lab.network_faults import impaired, impaired_packets, resources
+from tests.lab.network_faults import (
+    impaired,
+    impaired_packets,
+    more_than,
+    resources,
+)
 from tests.lab.players import PysmcPlayer, be_a_kernel_end
 
 if TYPE_CHECKING:
@@ -305,7 +310,7 @@ class Play:
             began = time.monotonic()
             special()
             self.figures["seconds"] = time.monotonic() - began
-            wait_until(lambda: held() == before, lambda: (held(), before))
+            wait_until(lambda: not more_than(held(), before), lambda: (held(), before))
 
     def _plain(self) -> None:
         self.start("server")

@@ -16,6 +16,7 @@ WITHOUT_RECIPE = {
     "fuzz": "its programs are carried out by tests/fuzz",
     "rdma": "it is carried out in the lab",
     "lab": "its commands are targets that start a guest",
+    "option": "it needs privilege: tests/discovery/option carries it out",
 }
 ASK = "PYSMC_FALLBACK=require python client.py"
 CLIENT = """

@@ -143,10 +143,10 @@ def pnetids(machine: Machine) -> Finding:
 
 @check(
     "kernel_smc.ueids",
-    looks_at="The UEIDs of the kernel's SMC (what smcd ueid shows) and PYSMC_UEIDS.",
+    looks_at="The UEIDs of the kernel's SMC (what smcr ueid shows) and PYSMC_UEIDS.",
     means="Without a UEID the kernel's SMC neither offers nor accepts version 2, the"
     " only one over RoCE v2, and with pysmc.",
-    remedy="As root: smcd ueid add NAME, the same on the hosts of its peers.",
+    remedy="As root: smcr ueid add NAME, the same on the hosts of its peers.",
     needs=("kernel_smc.socket",),
 )
 def ueids(machine: Machine) -> Finding:

@@ -1,17 +1,18 @@
-"""Finds Pythons, and runs `suites.py` on each: a process a lane, a few at a time."""
+"""Finds Pythons, and has `suites.py` run on each by `lanes.py`."""
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import tomllib
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,6 @@ CLASSES = list(EXPECTED["tests"])
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 DEADLINE = 400.0
 """Seconds for one lane; a quiet machine needs 5 to 60."""
-AT_ONCE = 3
-"""Lanes at a time: most of their time CPython's tests wait."""
 STRICT = ("-X", "dev", "-W", "error")
 
 
@@ -82,107 +81,82 @@ def pythons() -> dict[str, list[str]]:
     return found
 
 
-@cache
-def usable(python: str) -> tuple[str, str]:
-    """Choose a program that starts and has the tests; else say what is missing."""
-    complaints = []
-    for program in pythons()[python]:
-        look = [program, "-c", "import test.test_asyncio.utils"]
-        done = subprocess.run(look, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return program, ""
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        complaint = said[-1] if "Error" in said[-1] else said[0]
-        complaints.append(f"{program}: {complaint}")
-    how = (
-        f"needs python{python} with its own tests (Debian: apt-get install "
-        f"libpython{python}-testsuite): {'; '.join(complaints)}"
-    )
-    return "", how
-
-
 class Reports:
-    """Runs the lanes that are asked for, each once.
+    """Has the lanes that are asked for run, each once, by a process of their own.
 
     Args:
-        folder: For what the other Pythons need.
-        shared: Where the lanes leave their reports. Processes that test at the same
+        folder: For the plan, and for what the other Pythons need.
+        shared: Where the lanes leave their results. Processes that test at the same
             time have the same, and whoever comes first runs a lane.
         lanes: What is asked for.
     """
 
     def __init__(self, folder: Path, shared: Path, lanes: list[Lane]) -> None:
-        self._folder = folder
         self._shared = shared
-        self._is_closed = False
-        self._children: list[subprocess.Popen[str]] = []
-        self._pool = ThreadPoolExecutor(AT_ONCE)
         # The other Pythons have nothing of ours installed, and need only this.
         (folder / "site").mkdir()
         package = Path(construct.__file__).parent
         (folder / "site" / "construct").symlink_to(package)
-        self._runs: dict[Lane, Future[dict[str, Any]]] = {
-            lane: self._pool.submit(self._run, lane) for lane in lanes
-        }
+        plans = [self._plan(lane, folder / "site") for lane in lanes]
+        (folder / "plan.json").write_text(json.dumps(plans), encoding="utf-8")
+        with (folder / "said").open("wb") as said:
+            self._runner = subprocess.Popen(
+                [sys.executable, str(HERE / "lanes.py"), str(folder / "plan.json")],
+                env=without_ours(),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # ends with all that it has started
+            )
+        self._said = folder / "said"
 
     def of(self, lane: Lane) -> dict[str, Any]:
-        """Give a lane's report, when it is there."""
-        return self._runs[lane].result(DEADLINE * 2)
+        """Give a lane's result, when it is there."""
+        result = self._folder(lane) / "result.json"
+        until = time.monotonic() + DEADLINE * 2
+        pause = threading.Event()
+        while not result.exists():
+            # Asked before the file is looked for once more: its last act may be that.
+            is_over = self._runner.poll() is not None or time.monotonic() > until
+            if is_over and not result.exists():
+                code = self._runner.returncode
+                said = self._said.read_text(encoding="utf-8", errors="replace")
+                return {"broken": f"no result of {lane}, exit code {code}:\n{said}"}
+            pause.wait(0.1)
+        found = json.loads(result.read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+        return found
 
     def close(self) -> None:
-        self._is_closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for child in self._children:
-            child.kill()
+        if self._runner.poll() is None:
+            os.killpg(self._runner.pid, signal.SIGKILL)
+            self._runner.wait()
 
-    def _run(self, lane: Lane) -> dict[str, Any]:
-        program, missing = usable(lane.python)
-        if missing:
-            return {"missing": missing}
-        folder = self._shared / f"{lane.name}-{lane.python}"
-        folder.mkdir(exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (folder / "report.json").exists() and not self._is_closed:
-                output = self._play(lane, program, folder)
-                (folder / "output").write_text(output, encoding="utf-8")
-        try:
-            text = (folder / "report.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
-            output = (folder / "output").read_text(encoding="utf-8")
-            return {"broken": f"no report of {lane}:\n{output}"}
-        report = json.loads(text)
-        assert isinstance(report, dict)
-        return report
+    def _folder(self, lane: Lane) -> Path:
+        return self._shared / f"{lane.name}-{lane.python}"
 
-    def _play(self, lane: Lane, program: str, folder: Path) -> str:
-        """Run `suites.py`; give what it printed."""
-        flags = STRICT if lane.name == "strict" else ()
-        orders = json.dumps(orders_of(lane))
-        child = subprocess.Popen(
-            [program, *flags, str(HERE / "suites.py"), "report.json"],
-            cwd=folder,
-            env=self._environment(lane),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        self._children.append(child)
-        output, _ = child.communicate(orders)
-        return f"{output}\nexit code {child.returncode}"
-
-    def _environment(self, lane: Lane) -> dict[str, str]:
-        ours = ("PYTHON", "PYSMC_", "COVERAGE_")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-        path = [self._folder / "site", ROOT, ROOT / "proto"]
-        kept["PYTHONPATH"] = os.pathsep.join(map(str, path))
-        kept["SUITES_DEADLINE"] = str(DEADLINE)
+    def _plan(self, lane: Lane, site: Path) -> dict[str, Any]:
+        environment = without_ours()
+        path = [site, ROOT, ROOT / "proto"]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
+        environment["SUITES_DEADLINE"] = str(DEADLINE)
         if lane.name == "strict":
-            kept["PYTHONASYNCIODEBUG"] = "1"
-            kept["PYTHONHASHSEED"] = "random"
-        return kept
+            environment["PYTHONASYNCIODEBUG"] = "1"
+            environment["PYTHONHASHSEED"] = "random"
+        return {
+            "python": lane.python,
+            "programs": pythons()[lane.python],
+            "flags": STRICT if lane.name == "strict" else (),
+            "folder": str(self._folder(lane)),
+            "environment": environment,
+            "orders": orders_of(lane),
+        }
+
+
+def without_ours() -> dict[str, str]:
+    """Give the environment without what is meant for the tests' own process."""
+    ours = ("PYTHON", "PYSMC_", "COVERAGE_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)}
 
 
 def orders_of(lane: Lane) -> dict[str, list[str]]:

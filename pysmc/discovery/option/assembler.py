@@ -184,8 +184,8 @@ class Assembler:
         """Copy a register or a constant of 32 bits, sign-extended to 64."""
         self._calculate(to, "=", source)
 
-    def add(self, to: Register, value: int) -> None:
-        """Add a constant."""
+    def add(self, to: Register, value: Register | int) -> None:
+        """Add a register or a constant."""
         self._calculate(to, "+=", value)
 
     def bit_or(self, to: Register, source: Register | int) -> None:
@@ -218,6 +218,10 @@ class Assembler:
         data = number.to_bytes(4, self.byteorder).ljust(8, b"\0")
         value = int.from_bytes(data, self.byteorder)
         self._load_64(to, value, f"{to} = {number} in the first 4 bytes")
+
+    def load_u64(self, to: Register, number: int) -> None:
+        """Load a number of 64 bits; two instructions."""
+        self._load_64(to, number, f"{to} = {number}")
 
     def load_map(self, to: Register, name: str) -> None:
         """Load the address of a map; two instructions."""

@@ -209,8 +209,8 @@ class Bpf:
         return self._create_map(name, MapType.SK_STORAGE, 4, 4, 0, flags, btf)
 
     def create_lru_hash(self, name: str, key_bytes: int, entries: int) -> int:
-        """Create a map of 4-byte values that forgets what was not used longest."""
-        return self._create_map(name, MapType.LRU_HASH, key_bytes, 4, entries, 0, 0)
+        """Create a map of 8-byte values that forgets what was not used longest."""
+        return self._create_map(name, MapType.LRU_HASH, key_bytes, 8, entries, 0, 0)
 
     def _create_map(
         self, name: str, kind: MapType, key: int, value: int, entries: int, flags: int,

@@ -5,7 +5,9 @@ does nothing with any other. A state of `OptionState` bits is kept with each soc
 asked, in the map ``sockets``, and dies with it; a connection inherits the state of its
 listener. The map ``listeners`` has an entry for each listener that asked: while a
 SYN is answered there is no socket yet to ask for its state, and the flag that makes the
-kernel call this program may have been set by somebody else's.
+kernel call this program may have been set by somebody else's. An entry may go between
+a SYN-ACK and the end of the handshake; then the state says that it is not known what
+the client was shown.
 
 * `sock_ops` runs when a socket connects or listens, for SYN and SYN-ACK, and when a
   connection is established.
@@ -22,6 +24,7 @@ Documentation/bpf/prog_cgroup_sockopt.rst; kernel counterpart: net/core/filter.c
 from __future__ import annotations
 
 import errno
+import socket
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +50,11 @@ R6, R7, R8, R9, R10 = list(Register)[6:]
 SOCKETS: Final = "sockets"
 """Map: the state of each socket that asked, 4 bytes, kept with the socket."""
 LISTENERS: Final = "listeners"
-"""Map: network namespace and port of each listener that asked."""
+"""Map: when each listener that asked was followed by one that did not; 8 bytes.
+
+0 as long as it was not, otherwise the time until which a client may still answer what
+the first one sent. The key is network namespace, port, family and local address.
+"""
 OPTION: Final = bytes.fromhex("fe06e2d4c3d9")
 """The SMC option: experimental kind 254, 6 bytes, the eyecatcher (RFC 7609 A.1)."""
 FAST_OPEN_KIND: Final = 34
@@ -86,7 +93,7 @@ class Helper(IntEnum):
 
     MAP_LOOKUP_ELEM = 1
     MAP_UPDATE_ELEM = 2
-    MAP_DELETE_ELEM = 3
+    KTIME_GET_NS = 5
     SETSOCKOPT = 49
     SOCK_OPS_CB_FLAGS_SET = 59
     SK_STORAGE_GET = 107
@@ -111,12 +118,17 @@ SYN_COOKIE: Final = 2
 """Argument of the header callbacks: the SYN-ACK is a SYN cookie."""
 FROM_SAVED_SYN: Final = 1
 """load_hdr_opt: look into the SYN that the kernel kept."""
+HANDSHAKE_NS: Final = 64_000_000_000
+"""As long a handshake may last: tcp_synack_retries is 5, which ends after 63 s."""
 CREATE: Final = 1
 """sk_storage_get: make an entry where there is none."""
 
 # struct bpf_sock_ops
 OP = Field("op", 0, 4)
 ARGUMENT = Field("args[0]", 4, 4)
+FAMILY = Field("family", 20, 4)
+LOCAL_IP4 = Field("local_ip4", 28, 4)
+LOCAL_IP6 = [Field(f"local_ip6[{n}]", 48 + 4 * n, 4) for n in range(4)]
 LOCAL_PORT = Field("local_port", 68, 4)
 CALLBACK_FLAGS = Field("bpf_sock_ops_cb_flags", 84, 4)
 SOCKET = Field("sk", 184, 8)
@@ -134,14 +146,23 @@ PROTOCOL = Field("protocol", 12, 4)
 SOCKET_STATE = Field("state", 72, 4)
 # what a pointer into a map or to a value leads to
 NUMBER = Field("u32", 0, 4)
+TIME = Field("u64", 0, 8)
 # the stack: each slot is written by one store of 8 bytes (`Assembler.load_bytes`)
 SCRATCH = Field("option", -8, 8)
-KEY_PORT = Field("key.port", -16, 8)
-KEY_NAMESPACE = Field("key.namespace", -24, 8)
-KEY_BYTES: Final = 16
+KEY_BYTES: Final = 56
+KEY = [
+    Field(f"key.{name}", 8 * n - 8 - KEY_BYTES, 8)
+    for n, name in enumerate(
+        ("namespace", "port", "family", "ip[0]", "ip[1]", "ip[2]", "ip[3]")
+    )
+]
+"""Of a listener at one address."""
+ANY = [Field(f"any.{one.name[4:]}", one.offset - KEY_BYTES, 8) for one in KEY]
+"""Of one at all addresses: they are 0."""
 
 WANT, PEER, DONE = OptionState.WANT, OptionState.PEER, OptionState.DONE
 MINE, NOSYN, SERVER = OptionState.MINE, OptionState.NOSYN, OptionState.SERVER
+MAYBE = OptionState.MAYBE
 
 
 # --- sock_ops ----------------------------------------------------------------------
@@ -172,18 +193,10 @@ def sock_ops(byteorder: ByteOrder) -> Program:
 def _begin(a: Assembler) -> None:
     """A socket connects or listens."""
     a.label("begin")
-    a.rule(
-        "A listener that did not ask must not be taken for the last one of its port."
-    )
     # Made before it is asked who calls: without CAP_PERFMON the verifier also follows
     # the way that a processor may guess, from here to the last lines of "listen".
-    _make_key(a)
-    a.jump_if(R7, "!=", Op.LISTEN, "begin_asked")
-    a.load_map(R1, LISTENERS)
-    _point(a, R2, KEY_NAMESPACE)
-    a.call(Helper.MAP_DELETE_ELEM)
-    a.label("begin_asked")
-    _load_state(a, otherwise="done")
+    _make_key(a, "begin")
+    _load_state(a, otherwise="plain")
     a.rule(
         """Begin anew, but remember that the flag is ours: after a connect that failed
         it is still on. If it is on and not ours, it is not ours to switch off."""
@@ -215,11 +228,24 @@ def _begin(a: Assembler) -> None:
     a.move(R5, 4)
     a.call(Helper.SETSOCKOPT)
     a.rule("Enter the listener.")
-    a.load_map(R1, LISTENERS)
-    _point(a, R2, KEY_NAMESPACE)
-    _point(a, R3, SCRATCH)
-    a.move(R4, 0)
-    a.call(Helper.MAP_UPDATE_ELEM)
+    a.move(R1, 0)
+    _enter(a, R1)
+    a.jump("done")
+    a.label("plain")
+    a.rule(
+        """A listener that did not ask must not be taken for the last one of its
+        address, nor for one of all addresses. Clients of that one may still be on
+        their way."""
+    )
+    a.jump_if(R7, "!=", Op.LISTEN, "done")
+    _find_listener(a, "plain")
+    a.jump_if(R0, "==", 0, "done")
+    a.load(R2, R0, TIME)
+    a.jump_if(R2, "!=", 0, "done")
+    a.call(Helper.KTIME_GET_NS)
+    a.load_u64(R1, HANDSHAKE_NS)
+    a.add(R1, R0)
+    _enter(a, R1)
     a.jump("done")
 
 
@@ -241,7 +267,16 @@ def _header(a: Assembler) -> None:
     a.rule("A SYN cookie: nothing of this SYN will be known later.")
     a.load(R2, R6, ARGUMENT)
     a.jump_if(R2, "==", SYN_COOKIE, "done")
-    _ask_syn(a, found="put", otherwise="done")
+    a.rule(
+        """A listener that did not ask: its state cannot be seen here, and the flag that
+        brought us here may be another program's."""
+    )
+    _make_key(a, "answer")
+    _find_listener(a, "answer")
+    a.jump_if(R0, "==", 0, "done")
+    a.load(R2, R0, TIME)
+    a.jump_if(R2, "!=", 0, "done")
+    _ask_syn(a, otherwise="done")
     a.label("put")
     a.rule("Room first; the bytes in the second call.")
     a.jump_if(R7, "==", Op.WRITE_HEADER, "write")
@@ -273,12 +308,34 @@ def _established(a: Assembler) -> None:
     a.bit_or(R8, PEER)
     a.jump("settle")
     a.label("accepted")
-    a.rule(
-        "A server: the peer takes part if our SYN-ACK had the option, so ask the same."
-    )
-    _ask_syn(a, found="is_peer", otherwise="no_peer")
-    a.label("is_peer")
+    a.rule("Both ends connected: neither has answered the other.")
+    a.move(R2, R8)
+    a.bit_and(R2, SERVER)
+    a.jump_if(R2, "==", 0, "settle")
+    a.rule("A server: the peer takes part if our SYN-ACK had the option.")
+    # As in "begin": before the conditions.
+    _make_key(a, "accepted")
+    _ask_syn(a, otherwise="no_peer")
+    a.rule("So it had, if the listener is still known.")
+    _find_listener(a, "accepted")
+    a.jump_if(R0, "==", 0, "forgotten")
+    a.load(R2, R0, TIME)
+    a.jump_if(R2, "!=", 0, "followed")
     a.bit_or(R8, PEER)
+    a.jump("settle")
+    a.label("followed")
+    a.rule("A listener that did not ask came, perhaps in the middle of the handshake.")
+    a.store(R10, SCRATCH, R2)
+    a.call(Helper.KTIME_GET_NS)
+    a.load(R2, R10, SCRATCH)
+    a.jump_if(R0, ">", R2, "settle")
+    a.bit_or(R8, MAYBE)
+    a.jump("settle")
+    a.label("forgotten")
+    a.rule("The table was full: nobody knows when it went. The next client finds it.")
+    a.bit_or(R8, MAYBE)
+    a.move(R1, 0)
+    _enter(a, R1)
     a.jump("settle")
     a.label("no_peer")
     a.jump_if(R0, "!=", -errno.ENOENT, "settle")
@@ -286,7 +343,7 @@ def _established(a: Assembler) -> None:
     a.label("settle")
     a.rule("No call for each segment from now on, unless the flag is somebody else's.")
     a.move(R2, R8)
-    a.bit_and(R8, WANT | PEER | DONE | NOSYN | SERVER)
+    a.bit_and(R8, WANT | PEER | DONE | NOSYN | SERVER | MAYBE)
     a.store(R9, NUMBER, R8)
     a.jump_if(R2, "&", MINE, "flag_off")
     a.jump("done")
@@ -314,17 +371,8 @@ def _load_state(a: Assembler, *, otherwise: str) -> None:
     a.jump_if(R2, "==", 0, otherwise)
 
 
-def _ask_syn(a: Assembler, *, found: str, otherwise: str) -> None:
-    """Go on at ``found`` if the SYN is to be answered with the option."""
-    a.rule(
-        """A listener that did not ask: its state cannot be seen here, and the flag that
-        brought us here may be another program's."""
-    )
-    _make_key(a)
-    a.load_map(R1, LISTENERS)
-    _point(a, R2, KEY_NAMESPACE)
-    a.call(Helper.MAP_LOOKUP_ELEM)
-    a.jump_if(R0, "==", 0, otherwise)
+def _ask_syn(a: Assembler, *, otherwise: str) -> None:
+    """Go on at ``otherwise`` if the SYN is not to be answered with the option."""
     a.rule(
         """A fast-open SYN: its connection is established, and our flag off, before the
         SYN-ACK is built; so one side would have the option and the other not."""
@@ -335,7 +383,6 @@ def _ask_syn(a: Assembler, *, found: str, otherwise: str) -> None:
     a.rule("The SYN has the option. Where no SYN was kept, r0 is -ENOENT.")
     _search(a, OPTION, where=FROM_SAVED_SYN)
     a.jump_if(R0, "s<", 0, otherwise)
-    a.jump(found)
 
 
 def _search(a: Assembler, option: bytes, *, where: int) -> None:
@@ -349,13 +396,61 @@ def _search(a: Assembler, option: bytes, *, where: int) -> None:
     a.call(Helper.LOAD_HDR_OPT)
 
 
-def _make_key(a: Assembler) -> None:
-    """Put the key of this listener onto the stack."""
+def _make_key(a: Assembler, place: str) -> None:
+    """Put the keys of this listener onto the stack: of its address, and of all.
+
+    A request and a connection have the family of their listener, so IPv4 of a listener
+    of both versions has an address of IPv6.
+    """
+    namespace, port, family, *words = range(len(KEY))
+    a.rule("Who listens: at this address, and at all of them.")
     a.move(R1, R6)
     a.call(Helper.GET_NETNS_COOKIE)
-    a.store(R10, KEY_NAMESPACE, R0)
+    _put(a, namespace, R0)
     a.load(R1, R6, LOCAL_PORT)
-    a.store(R10, KEY_PORT, R1)
+    _put(a, port, R1)
+    a.load(R2, R6, FAMILY)
+    _put(a, family, R2)
+    a.move(R1, 0)
+    for word in words:
+        _put(a, word, R1)
+    a.rule("The address, of the version that the listener has.")
+    a.jump_if(R2, "==", socket.AF_INET, f"{place}_ipv4")
+    for word, member in zip(words, LOCAL_IP6, strict=True):
+        a.load(R1, R6, member)
+        a.store(R10, KEY[word], R1)
+    a.jump(f"{place}_key")
+    a.label(f"{place}_ipv4")
+    a.load(R1, R6, LOCAL_IP4)
+    a.store(R10, KEY[words[0]], R1)
+    a.label(f"{place}_key")
+
+
+def _put(a: Assembler, number: int, value: Register) -> None:
+    a.store(R10, KEY[number], value)
+    a.store(R10, ANY[number], value)
+
+
+def _find_listener(a: Assembler, place: str) -> None:
+    """Look for the entry of this address, then of all; r0 leads to it or is 0."""
+    a.rule("The entry of its address, or of all addresses.")
+    for key in (KEY, ANY):
+        a.load_map(R1, LISTENERS)
+        _point(a, R2, key[0])
+        a.call(Helper.MAP_LOOKUP_ELEM)
+        if key is KEY:
+            a.jump_if(R0, "!=", 0, f"{place}_found")
+    a.label(f"{place}_found")
+
+
+def _enter(a: Assembler, time: Register) -> None:
+    """Enter this listener, with the time of its end or 0."""
+    a.store(R10, SCRATCH, time)
+    a.load_map(R1, LISTENERS)
+    _point(a, R2, KEY[0])
+    _point(a, R3, SCRATCH)
+    a.move(R4, 0)
+    a.call(Helper.MAP_UPDATE_ELEM)
 
 
 def _point(a: Assembler, to: Register, slot: Field) -> None:

@@ -64,6 +64,8 @@ class OptionState(IntFlag):
     """Server: the kernel kept no SYN (SYN cookie), so that nothing is known."""
     SERVER = 32
     """It listens, or a listener accepted it."""
+    MAYBE = 64
+    """Server: the client asked, but whether it was answered is not known any more."""
 
 
 def opt_in(sock: socket.socket) -> bool:

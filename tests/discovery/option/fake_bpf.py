@@ -154,9 +154,9 @@ class FakeBpf:
             self._object(btf, "btf")
             assert (key_type, value_type) == (1, 1)
         else:
-            assert (kind, value, flags, btf) == (9, 4, 0, 0)
+            assert (kind, value, flags, btf) == (9, 8, 0, 0)
             assert most > 0
-            assert key == 16
+            assert key == 56
         return self._new(kind="map", name=self._name(attributes, 28), type=kind)
 
     def _name(self, attributes: bytearray, at: int) -> str:

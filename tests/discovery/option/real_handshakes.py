@@ -19,6 +19,7 @@ from pysmc.discovery.option.trial import try_option
 from tests.discovery.option.cases import (
     BOTH_CLIENT,
     BOTH_SERVER,
+    MAYBE,
     NOSYN,
     PLAIN_CLIENT,
     PLAIN_SERVER,
@@ -260,7 +261,10 @@ def dup_and_fork(room: Room) -> None:
 
 @case
 def two_listeners_of_one_port(room: Room) -> None:
-    """With different answers to the opt-in the last one counts: plain TCP, no hang."""
+    """With different answers to the opt-in the last one counts: plain TCP, no hang.
+
+    For a while the first one's connections are in doubt.
+    """
 
     def shares(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -280,7 +284,27 @@ def two_listeners_of_one_port(room: Room) -> None:
         assert read_state(client) == PLAIN_CLIENT
         ready, _, _ = select.select([first, second], [], [], 5)
         server, _ = ready[0].accept()
-        assert read_state(server) in {PLAIN_SERVER, OptionState(0)}
+        assert read_state(server) in {PLAIN_SERVER | MAYBE, OptionState(0)}
+
+
+@case
+def a_stranger_on_the_same_port(room: Room) -> None:
+    """At another address, before the client has gone on: it disturbs nobody."""
+    for bound, other in (("127.0.0.1", "127.0.0.9"), ("::", "")):
+        first = listener(bound, asks)
+        port = first.getsockname()[1]
+        if other:
+            stranger = tcp(other)
+            stranger.bind((other, port))
+            stranger.listen()
+        for to in ("127.0.0.1", "::ffff:127.0.0.2", "::1"):
+            if (":" in to) > (":" in bound):
+                continue
+            client = tcp(to)
+            asks(client)
+            client.connect((to, port))
+            assert read_state(client) == BOTH_CLIENT
+            assert read_state(first.accept()[0]) == BOTH_SERVER
 
 
 # --- with the discovery "local" -----------------------------------------------

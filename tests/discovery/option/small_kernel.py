@@ -23,6 +23,7 @@ WRITE_FLAG = 1 << 6
 SYN, SYN_ACK, ACK = 0x02, 0x12, 0x10
 CLOSE, LISTEN = 7, 10
 CONNECT_CB, ACTIVE_CB, PASSIVE_CB, LISTEN_CB, LENGTH_CB, WRITE_CB = 3, 4, 5, 11, 14, 15
+KEY_BYTES = 56
 LEVEL = int.from_bytes(b"SMCR", "big")
 
 
@@ -31,6 +32,7 @@ class Sock:
     """A socket as far as the programs see it."""
 
     port: int = 0
+    address: str = "127.0.0.1"
     protocol: int = socket.IPPROTO_TCP
     state: int = CLOSE
     callback_flags: int = 0
@@ -38,6 +40,10 @@ class Sock:
     saves_syn: bool = False
     saved_syn: bytes | None = None
     """The options of the SYN that was kept."""
+
+    @property
+    def family(self) -> int:
+        return int(socket.AF_INET6 if ":" in self.address else socket.AF_INET)
 
     def bits(self, kernel: Kernel, instance: int = 0) -> int | None:
         """What an instance of the programs keeps with it; None if nothing."""
@@ -65,6 +71,8 @@ class Kernel:
     byteorder: Any
     programs: list[dict[str, bytes]]
     namespace: int = 0x1122334455667788
+    now: int = 5_000_000_000_000
+    """Nanoseconds."""
     listeners: list[dict[bytes, int]] = field(default_factory=list)
     calls: int = 0
     """Of sock_ops programs."""
@@ -134,8 +142,8 @@ class Kernel:
 
     def call(
         self, op: int, sock: Sock | None, *, tcp_flags: int = 0, argument: int = 0,
-        port: int = 0, flags_of: Sock | None = None, skb: bytes | None = None,
-        room: int = 40, saved_syn: bytes | None = None,
+        local: Sock | None = None, flags_of: Sock | None = None,
+        skb: bytes | None = None, room: int = 40, saved_syn: bytes | None = None,
     ) -> bytes:  # fmt: skip
         """Run all instances for one reason; gives the options that were stored.
 
@@ -144,7 +152,7 @@ class Kernel:
             sock: None while a SYN is answered: then there is no full socket.
             tcp_flags: Of the segment; 0 when there is none yet.
             argument: Of the reason.
-            port: The local one, where there is no full socket.
+            local: Has the local address, where there is no full socket.
             flags_of: Whose callback flags count, where there is no full socket.
             skb: Options of the segment that is processed.
             room: Bytes left for options.
@@ -159,7 +167,7 @@ class Kernel:
             context = bytearray(224)
             self._put(context, 0, "I", op)
             self._put(context, 4, "I", argument)
-            self._put(context, 68, "I", owner.port if sock else port)
+            self._put_address(context, sock or local or owner)
             self._put(context, 84, "I", owner.callback_flags)
             self._put(context, 212, "I", tcp_flags)
             event = _Event(
@@ -180,6 +188,16 @@ class Kernel:
         if op == LENGTH_CB:
             return bytes(sum(reserved))
         return b"".join(written)
+
+    def _put_address(self, context: bytearray, of: Sock) -> None:
+        """Write family, local address and port; what is not of the family is junk."""
+        context[28:32], context[48:64] = b"\xab" * 4, b"\xcd" * 16
+        self._put(context, 20, "I", of.family)
+        if of.family == socket.AF_INET:
+            context[28:32] = socket.inet_pton(socket.AF_INET, of.address)
+        else:
+            context[48:64] = socket.inet_pton(socket.AF_INET6, of.address)
+        self._put(context, 68, "I", of.port)
 
     def _put(self, context: bytearray, offset: int, layout: str, value: int) -> None:
         data = self.pack(layout, value)
@@ -203,7 +221,7 @@ class Kernel:
         machine = Machine(self.byteorder)
         helpers = _Helpers(self, machine, instance, event, sock)
         machine.helpers = {
-            1: helpers.map_lookup, 2: helpers.map_update, 3: helpers.map_delete,
+            1: helpers.map_lookup, 2: helpers.map_update, 5: helpers.time,
             107: helpers.storage_get,
         }  # fmt: skip
         if event is not None:
@@ -243,20 +261,19 @@ class _Helpers:
         return self.kernel.listeners[self.instance]
 
     def map_lookup(self, table, key, *_: Any) -> int:
-        found = self._table(table).get(self.machine.read(key, 16))
-        return (
-            0 if found is None else self.machine.address(Region.of("entry", bytes(4)))
-        )
+        found = self._table(table).get(self.machine.read(key, KEY_BYTES))
+        if found is None:
+            return 0
+        return self.machine.address(Region.of("entry", self.kernel.pack("Q", found)))
 
     def map_update(self, table, key, value, flags, *_: Any) -> int:
         assert flags == 0
-        number = self.machine.number(value, 4)
-        self._table(table)[self.machine.read(key, 16)] = number
+        number = self.machine.number(value, 8)
+        self._table(table)[self.machine.read(key, KEY_BYTES)] = number
         return 0
 
-    def map_delete(self, table, key, *_: Any) -> int:
-        known = self._table(table).pop(self.machine.read(key, 16), None)
-        return -errno.ENOENT if known is None else 0
+    def time(self, *_: Any) -> int:
+        return self.kernel.now
 
     def storage_get(self, table, sock, value, flags, *_: Any) -> int:
         if table != SOCKETS or value != 0 or self.sock is None:
@@ -374,13 +391,22 @@ def connect(kernel: Kernel, sock: Sock) -> bytes:
 
 
 def answer(
-    kernel: Kernel, listener: Sock, syn: bytes, *, cookie: bool = False
+    kernel: Kernel, listener: Sock, syn: bytes, *, cookie: bool = False, to: str = ""
 ) -> bytes:
-    """Answer a SYN: there is only a request yet; gives what the SYN-ACK carries."""
+    """Answer a SYN: there is only a request yet; gives what the SYN-ACK carries.
+
+    Args:
+        kernel: Runs the programs.
+        listener: Whose request it is.
+        syn: The options of the SYN.
+        cookie: Whether a SYN cookie is sent.
+        to: The address, where the listener has all.
+    """
     if not listener.callback_flags & WRITE_FLAG:
         return b""
     facts: dict[str, Any] = {
-        "tcp_flags": SYN_ACK, "argument": 2 if cookie else 0, "port": listener.port,
+        "tcp_flags": SYN_ACK, "argument": 2 if cookie else 0,
+        "local": Sock(port=listener.port, address=to or listener.address),
         "flags_of": listener,
         "saved_syn": syn,
     }  # fmt: skip
@@ -388,9 +414,16 @@ def answer(
     return _written(length, lambda: kernel.call(WRITE_CB, None, **facts))
 
 
-def accept(kernel: Kernel, listener: Sock, syn: bytes, *, kept: bool = True) -> Sock:
+def accept(
+    kernel: Kernel, listener: Sock, syn: bytes, *, kept: bool = True, to: str = ""
+) -> Sock:
     """Establish a connection at the server: the child begins as its listener is."""
-    child = Sock(port=listener.port, state=1, callback_flags=listener.callback_flags)
+    child = Sock(
+        port=listener.port,
+        address=to or listener.address,
+        state=1,
+        callback_flags=listener.callback_flags,
+    )
     child.storage = {
         instance: Region("state", list(region.data))
         for instance, region in listener.storage.items()

@@ -37,6 +37,7 @@ from tests.discovery.option.small_kernel import (
 
 WANT, PEER, DONE = OptionState.WANT, OptionState.PEER, OptionState.DONE
 MINE, NOSYN, SERVER = OptionState.MINE, OptionState.NOSYN, OptionState.SERVER
+MAYBE = OptionState.MAYBE
 PLAIN = bytes.fromhex("020405b40402080a00000001000000000103030a")
 """Options of a usual SYN: MSS, SACK, time stamps, window scale."""
 PORT = 5001
@@ -289,7 +290,7 @@ def test_other_ports_and_namespaces_are_others(kernel):
     assert answer(kernel, server, PLAIN + SMC) == b""
 
 
-def test_a_forgotten_listener_is_plain_tcp_on_both_sides(kernel):
+def test_a_forgotten_listener_is_plain_tcp_and_known_again_afterwards(kernel):
     """The table of listeners is bounded; what fell out of it must not hang."""
     client, server = opted(kernel), opted(kernel)
     listen(kernel, server, PORT)
@@ -297,7 +298,92 @@ def test_a_forgotten_listener_is_plain_tcp_on_both_sides(kernel):
     syn, syn_ack, child = pair(kernel, client, server)
     assert (syn, syn_ack) == (SMC, b"")
     assert not state(kernel, client) & PEER
+    assert state(kernel, child) == WANT | DONE | SERVER | MAYBE
+    assert pair(kernel, opted(kernel), server)[1] == SMC
+
+
+def test_a_listener_that_is_forgotten_during_a_handshake(kernel):
+    client, server = opted(kernel), opted(kernel)
+    listen(kernel, server, PORT)
+    syn_ack = answer(kernel, server, PLAIN + connect(kernel, client))
+    kernel.listeners[0].clear()
+    child = accept(kernel, server, PLAIN + SMC)
+    established(kernel, client, PLAIN + syn_ack)
+    assert state(kernel, client) & PEER
+    assert state(kernel, child) == WANT | DONE | SERVER | MAYBE
+
+
+def test_without_the_option_in_the_syn_nothing_is_in_doubt(kernel):
+    server = opted(kernel)
+    listen(kernel, server, PORT)
+    kernel.listeners[0].clear()
+    assert state(kernel, accept(kernel, server, PLAIN)) == WANT | DONE | SERVER
+    assert kernel.listeners == [{}]
+
+
+ADDRESSES = [
+    ("127.0.0.1", "127.0.0.9"),
+    ("::1", "::2"),
+    ("1:2:3:4:5:6:7:8", "1:2:3:9:5:6:7:8"),
+    ("::ffff:127.0.0.1", "::ffff:127.0.0.9"),
+    ("127.0.0.1", "::1"),
+    ("127.0.0.1", "0.0.0.0"),
+    ("0.0.0.0", "::"),
+]
+
+
+@pytest.mark.parametrize(("own", "other"), ADDRESSES)
+def test_a_plain_listener_of_another_address_disturbs_nobody(kernel, own, other):
+    """Whoever may listen there; one that opted in is not followed by it."""
+    client, server = opted(kernel), opted(kernel, Sock(address=own))
+    listen(kernel, server, PORT)
+    syn_ack = answer(kernel, server, PLAIN + connect(kernel, client))
+    plain = Sock(address=other, callback_flags=WRITE_FLAG)
+    listen(kernel, plain, PORT)
+    child = accept(kernel, server, PLAIN + SMC)
+    established(kernel, client, PLAIN + syn_ack)
+    assert state(kernel, client) == WANT | DONE | PEER
+    assert state(kernel, child) == WANT | DONE | SERVER | PEER
+    assert answer(kernel, plain, PLAIN + SMC) == b""
+    assert answer(kernel, server, PLAIN + SMC) == SMC
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "to"),
+    [("0.0.0.0", "192.0.2.7"), ("::", "2001:db8::7"), ("::", "::ffff:192.0.2.7")],
+)
+def test_a_listener_of_all_addresses(kernel, everywhere, to):
+    server = opted(kernel, Sock(address=everywhere))
+    listen(kernel, server, PORT)
+    assert answer(kernel, server, PLAIN + SMC, to=to) == SMC
+    child = accept(kernel, server, PLAIN + SMC, to=to)
+    assert state(kernel, child) == WANT | DONE | SERVER | PEER
+    # One of a single address has its connections; it did not ask.
+    plain = Sock(address=to, callback_flags=WRITE_FLAG)
+    listen(kernel, plain, PORT)
+    assert answer(kernel, plain, PLAIN + SMC) == b""
+    other = to.replace("7", "8")
+    assert answer(kernel, server, PLAIN + SMC, to=other) == SMC
+
+
+def test_a_plain_listener_of_the_same_address_in_the_middle_of_a_handshake(kernel):
+    """Whether the first one's client was answered is in doubt, but not for ever."""
+    client, server = opted(kernel), opted(kernel)
+    listen(kernel, server, PORT)
+    syn_ack = answer(kernel, server, PLAIN + connect(kernel, client))
+    listen(kernel, Sock(), PORT)
+    kernel.now += 63_000_000_000
+    listen(kernel, Sock(), PORT)
+    child = accept(kernel, server, PLAIN + SMC)
+    established(kernel, client, PLAIN + syn_ack)
+    assert state(kernel, client) & PEER
+    assert state(kernel, child) == WANT | DONE | SERVER | MAYBE
+    kernel.now += 2_000_000_000
+    assert answer(kernel, server, PLAIN + SMC) == b""
+    child = accept(kernel, server, PLAIN + SMC)
     assert state(kernel, child) == WANT | DONE | SERVER
+    listen(kernel, opted(kernel), PORT)
+    assert answer(kernel, server, PLAIN + SMC) == SMC
 
 
 # --- connecting again ---------------------------------------------------------

@@ -50,6 +50,8 @@ class FakeOption:
         """Where a middlebox takes the option away: "SYN", "SYN-ACK" or nowhere."""
         self.cookies = False
         """Whether the server sends SYN cookies."""
+        self.in_doubt = False
+        """Whether the kernel knows no more whether a client was answered."""
         self.is_complete = True
         """Whether the part is installed that sees the handshakes."""
         self.calls: list[str] = []
@@ -116,7 +118,8 @@ class FakeOption:
         senders = self._clients | {address for _, address in self._rows(listen=False)}
         shown = plain(sock.getpeername()) in senders
         seen = shown and self.stripped != "SYN" and self.is_complete
-        return state | (STATE.PEER if seen else STATE(0))
+        peer = STATE.MAYBE if self.in_doubt else STATE.PEER
+        return state | (peer if seen else STATE(0))
 
     def _listens(self, port: int) -> bool:
         """Tell whether a listener of this port opted in."""

@@ -366,9 +366,14 @@ class Driver(Pump):
             is_able = self.presence.is_here() and self.open() is None
             self.discovery.opt_in(listener, is_able=is_able)
 
-    def inspect(self, conn: socket.socket) -> Way | Reason:
-        """Look at an accepted connection: a way when `negotiate_server` is worth it."""
-        return self.judge(self.discovery.inspect(conn))
+    def inspect(self, conn: socket.socket, *, is_given: bool = False) -> Way | Reason:
+        """Look at an accepted connection: a way when `negotiate_server` is worth it.
+
+        Args:
+            conn: The accepted socket.
+            is_given: Whether the program brought it, from whatever listener.
+        """
+        return self.judge(self.discovery.inspect(conn, is_given=is_given))
 
     def judge(self, found: Way | Reason) -> Way | Reason:
         """Say what discovery's answer about an accepted connection comes to."""

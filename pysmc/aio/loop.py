@@ -259,7 +259,7 @@ class Loop(RawSocketLoop):
             self.driver.check_owner()
             sock.setblocking(False)  # noqa: FBT003  # a program may give any
             if server_side:
-                found_there = self.driver.inspect(sock)
+                found_there = self.driver.inspect(sock, is_given=True)
                 self._outcomes[sock] = await self._settle_accepted(sock, found_there)
             else:
                 found = self._recall(sock) or NOT_MARKED

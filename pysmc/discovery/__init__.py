@@ -44,7 +44,7 @@ from pysmc.discovery.findings import (
     setup_missing,
 )
 from pysmc.discovery.local import Mark
-from pysmc.discovery.mark import keeps_syn, read_mark, save_syn, set_mark
+from pysmc.discovery.mark import is_marked, keeps_syn, read_mark, save_syn, set_mark
 from pysmc.discovery.offer import Offer
 from pysmc.discovery.option import sockets
 from pysmc.discovery.option.sockets import OptionState
@@ -117,7 +117,7 @@ class Discovery:
         )
         self._open_marks: set[Mark | OptionMark] = set()
         self._offers: set[Offer] = set()
-        self._inspections: dict[Way, Callable[[socket.socket], Any]] = {
+        self._inspections: dict[Way, Callable[[socket.socket, bool], Any]] = {
             Way.OPTION: self._inspect_option,
             Way.STATIC: self._inspect_static,
             Way.LOCAL: self._inspect_local,
@@ -211,11 +211,16 @@ class Discovery:
 
     # --- server side -------------------------------------------------------------
 
-    def inspect(self, conn: socket.socket) -> Way | Reason:
+    def inspect(self, conn: socket.socket, *, is_given: bool = False) -> Way | Reason:
         """Look at an accepted connection: one system call if its client is plain.
 
         Two where a listener of the loop shows the option. Reads the saved SYN, which
         can be done only once.
+
+        Args:
+            conn: The accepted socket.
+            is_given: Whether the program brought it. Somebody else's listener, which
+                opted in, may have accepted it: it is always asked.
 
         Returns:
             By which way its client may have shown that it speaks SMC, for `confirm`.
@@ -224,28 +229,43 @@ class Discovery:
         self._check_usable_again()
         why = self._off or NOT_LISTED
         for way in ORDER:
-            found = self._inspections[way](conn)
+            found = self._inspections[way](conn, is_given)
             if found is None:
                 return way
             why = found or why
         return why
 
-    def _inspect_option(self, conn: socket.socket) -> Reason | Literal[False] | None:
-        if not self._presence.is_wanted and not self._option.serves:
+    def _inspect_option(
+        self,
+        conn: socket.socket,
+        is_given: bool,  # noqa: FBT001
+    ) -> Reason | Literal[False] | None:
+        is_silent = not self._presence.is_wanted and not self._option.serves
+        if is_silent and not is_given:
             return False
-        return self._option.inspect(conn)
+        found = self._option.inspect(conn, is_given=is_given)
+        return False if is_silent and found is not None else found
 
-    def _inspect_static(self, conn: socket.socket) -> Literal[False] | None:
+    def _inspect_static(
+        self,
+        conn: socket.socket,
+        _is_given: bool,  # noqa: FBT001
+    ) -> Literal[False] | None:
         return None if self.lists(conn) else False
 
-    def _inspect_local(self, conn: socket.socket) -> Reason | Literal[False] | None:
+    def _inspect_local(
+        self,
+        conn: socket.socket,
+        _is_given: bool,  # noqa: FBT001
+    ) -> Reason | Literal[False] | None:
         """Look for the mark; False when there is nothing to say."""
+        syn = self._option.take_syn()
         if self._lookup is None:
             return False
         if not self._has_announced:
             return False if self._option.serves else NOT_MARKED
         try:
-            marked = read_mark(conn)
+            marked = read_mark(conn) if syn is None else is_marked(syn)
         except OSError:
             return NOT_MARKED
         if marked is None:

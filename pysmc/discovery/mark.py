@@ -16,19 +16,25 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-__all__ = ["MARK_TOS", "MarkedSocket", "keeps_syn", "read_mark", "save_syn", "set_mark"]
+from pysmc.discovery.saved_syn import read_syn
+
+__all__ = [
+    "MARK_TOS",
+    "MarkedSocket",
+    "is_marked",
+    "keeps_syn",
+    "read_mark",
+    "save_syn",
+    "set_mark",
+]
 
 TCP_SAVE_SYN = 27
 """On a listener: keep the headers of each SYN (Linux 4.2)."""
-TCP_SAVED_SYN = 28
-"""On an accepted socket: read and forget them (Linux 4.2)."""
 
 MARK_TOS = 0x2C
 """The mark as TOS or traffic class: DSCP 001011, and no ECN bits."""
 DSCP_SHIFT = 2
 """The two low bits of a TOS are ECN's, not ours (RFC 3168 section 5)."""
-SAVED_SYN_BYTES = 512
-"""More than the longest IPv4 header, or IPv6 header with options, and TCP header."""
 PRIORITY_MAX = 6
 """Highest SO_PRIORITY that may be set without CAP_NET_ADMIN."""
 
@@ -115,7 +121,11 @@ def read_mark(conn: socket.socket) -> bool | None:
     Raises:
         OSError: The socket is not TCP, or it is closed.
     """
-    syn = conn.getsockopt(socket.IPPROTO_TCP, TCP_SAVED_SYN, SAVED_SYN_BYTES)
+    return is_marked(read_syn(conn))
+
+
+def is_marked(syn: bytes) -> bool | None:
+    """Tell whether a SYN was marked; None when there is none."""
     if len(syn) < 2:
         return None
     # IPv4 has it as its second byte; IPv6 after the 4 bits of the version.

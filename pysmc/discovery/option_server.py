@@ -8,11 +8,16 @@ A listener has to opt in before it listens. One that was inherited, or is shared
 other workers, may have done so before; then its clients may show the option here too,
 and expect an answer.
 
+Where the kernel does not know, or no program is there to ask any more, the client's own
+SYN tells that it may have been answered: then its first bytes are looked at. After
+`DOUBT_SECONDS` nobody has an answer any more of what is gone.
+
 Source: `pysmc.discovery.option.sockets`; kernel counterpart: smc_listen in af_smc.c.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -26,6 +31,7 @@ from pysmc.discovery.findings import (
 )
 from pysmc.discovery.option import sockets
 from pysmc.discovery.option.sockets import OptionState
+from pysmc.discovery.saved_syn import read_syn, shows_option
 
 if TYPE_CHECKING:
     import socket
@@ -37,7 +43,10 @@ __all__ = ["OptionServer"]
 
 log = logging.getLogger(__name__)
 
-PEER = OptionState.PEER | OptionState.DONE
+WANT, PEER, DONE = OptionState.WANT, OptionState.PEER, OptionState.DONE
+MAYBE = OptionState.MAYBE
+DOUBT_SECONDS = 64.0
+"""As long a handshake may last: tcp_synack_retries is 5, which ends after 63 s."""
 
 
 class OptionServer:
@@ -51,7 +60,10 @@ class OptionServer:
         self.serves = False
         """Whether a listener opted in, so that clients may have shown the option."""
         self._why_not: Reason | None = None  # of the last listener that did not opt in
+        self._has_plain = False  # listeners that did not opt in
         self._presence = presence
+        self._doubt_until: float | None = None
+        self._syn: bytes | None = None
 
     def open(self, listener: socket.socket, *, is_able: bool) -> None:
         """Let a listener opt in, before it listens; nothing is raised.
@@ -76,34 +88,64 @@ class OptionServer:
             state = sockets.read_state(listener)
         except OSError:
             state = None
-        if state is not None and OptionState.WANT in state:
+        if state is not None and WANT in state:
             self.serves = True
-        elif self._presence.is_wanted and is_able:
+            return
+        self._has_plain = True
+        if self._presence.is_wanted and is_able:
             self._why_not = why
             log.info("listener %r does not show the TCP option: %s", listener, why)
 
-    def inspect(self, conn: socket.socket) -> Reason | None:
+    def inspect(self, conn: socket.socket, *, is_given: bool = False) -> Reason | None:
         """Look at an accepted connection: one system call.
 
+        Args:
+            conn: The accepted socket.
+            is_given: Whether it may be of another loop's or process's listener: then it
+                is asked whatever is known of ours.
+
         Returns:
-            None when its client showed the option and was answered: it speaks CLC next.
-            Otherwise why not.
+            None when its client showed the option, and was answered or may have been:
+            it speaks CLC next, unless its first bytes are something else. Otherwise why
+            not.
         """
-        if not self.serves:
+        self._syn = None
+        if not self.serves and not is_given:
             return self._reason()
         try:
             state = sockets.read_state(conn)
         except OSError:
             state = None
-        if state is None:
-            return INCOMPLETE
-        if PEER in state:
-            return None
-        if OptionState.NOSYN in state:
-            return NO_SYN_KEPT
-        if OptionState.WANT not in state:
+        if state is not None and DONE in state:
+            self._doubt_until = None
+            if state & (PEER | MAYBE):
+                return None
+            if OptionState.NOSYN in state:
+                return NO_SYN_KEPT
+            return PEER_NO_SMC if WANT in state else self._reason()
+        if not self.serves:
             return self._reason()
-        return PEER_NO_SMC if OptionState.DONE in state else INCOMPLETE
+        # Connections of a listener that did not opt in look as if none could.
+        is_ours = not is_given and not self._has_plain
+        if (is_ours or state) and self._may_be_answered(conn):
+            return None
+        return INCOMPLETE if state is None or state else self._reason()
+
+    def _may_be_answered(self, conn: socket.socket) -> bool:
+        """Look at the SYN, for a while after programs were found to be missing."""
+        now = self._presence.time()
+        if self._doubt_until is None:
+            self._doubt_until = now + DOUBT_SECONDS
+        if now >= self._doubt_until:
+            return False
+        with contextlib.suppress(OSError):
+            self._syn = read_syn(conn)
+        return self._syn is not None and shows_option(self._syn)
+
+    def take_syn(self) -> bytes | None:
+        """Give the SYN that the last `inspect` read, if it did: there is no other."""
+        syn, self._syn = self._syn, None
+        return syn
 
     def _reason(self) -> Reason:
         """Say why a connection's listener has not shown the option."""

@@ -54,6 +54,10 @@ class Presence:
         self._is_here = False
         self._look_at = -math.inf
 
+    def time(self) -> float:
+        """Tell the time in seconds."""
+        return self._clock()
+
     def is_here(self) -> bool:
         """Tell whether sockets can opt in, after a look if it is time for one."""
         if not self.is_wanted:

@@ -147,6 +147,36 @@ def test_a_server_that_starts_later(kit: Any) -> None:
     kit.run(scenario, config=ONLY)
 
 
+def test_a_loop_that_never_served_is_given_a_connection(kit: Any, option: Any) -> None:
+    """Another process's listener opted in; not a byte of CLC is the application's."""
+
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        infos: list[Any] = []
+
+        async def serve(reader: Any, writer: Any) -> None:
+            infos.append(writer.get_extra_info("smc"))
+            await answer(reader, writer)
+
+        with socket.socket() as listener:
+            listener.bind((HOST, 0))
+            option.opt_in(listener)
+            listener.listen()
+            listener.setblocking(False)
+            asking = asyncio.ensure_future(
+                on_another_loop(ONLY, listener.getsockname())
+            )
+            conn, _ = await loop.sock_accept(listener)
+            await loop.connect_accepted_socket(
+                lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(), serve),
+                conn,
+            )
+            infos.append(await asking)
+        assert both(infos) == [SMC, SMC]
+
+    kit.run(scenario, config=ONLY)
+
+
 # --- one end cannot, or will not ------------------------------------------------------
 
 

@@ -12,8 +12,10 @@ import pytest
 from pysmc.config import Config
 from pysmc.discovery import Discovery
 from pysmc.discovery import findings as found
+from pysmc.discovery import option_server as option_server_module
 from pysmc.discovery.option import sockets
-from pysmc.discovery.option_server import OptionServer
+from pysmc.discovery.option.sockets import OptionState
+from pysmc.discovery.option_server import DOUBT_SECONDS, OptionServer
 from pysmc.discovery.order import Way
 from pysmc.discovery.presence import Presence
 
@@ -144,6 +146,128 @@ def test_a_connection_that_is_gone(
     option.is_here = False
     server.open(bound, is_able=True)
     assert server.serves, "what has opted in before is not forgotten"
+
+
+IPV4_SYN = bytes.fromhex("45000040") + bytes(16) + bytes(12) + b"\x80\2" + bytes(6)
+SHOWN = IPV4_SYN + bytes.fromhex("fe06e2d4c3d9") + bytes(6)
+NOT_SHOWN = IPV4_SYN + bytes.fromhex("020405b4") + bytes(8)
+MARKED = b"\x45\x2c" + NOT_SHOWN[2:]
+
+
+def saved(monkeypatch: pytest.MonkeyPatch, syn: bytes) -> list[Any]:
+    """Let connections have a saved SYN; gives those that were asked for it."""
+    asked = []
+
+    def read_syn(conn: Any) -> bytes:
+        asked.append(conn)
+        return syn
+
+    monkeypatch.setattr(option_server_module, "read_syn", read_syn)
+    return asked
+
+
+def test_a_client_of_which_the_kernel_is_in_doubt(
+    option: Any, server: OptionServer, bound: Any, open_sockets: Any
+) -> None:
+    server.open(bound, is_able=True)
+    bound.listen()
+    option.in_doubt = True
+    conn = accepted(bound, open_sockets, option)
+    assert OptionState.MAYBE in option.read_state(conn)
+    assert server.inspect(conn) is None
+    assert server.inspect(accepted(bound, open_sockets)) is found.PEER_NO_SMC
+
+
+@pytest.mark.parametrize("state", [None, OptionState(0), OptionState(33)])
+def test_programs_that_go_before_the_connection_is_looked_at(
+    option: Any, bound: Any, monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    """The SYN tells that the client may have been answered; but not for ever."""
+    now = [0.0]
+    server = OptionServer(Presence(lambda: now[0], is_wanted=True))
+    server.open(bound, is_able=True)
+    asked = saved(monkeypatch, SHOWN)
+    monkeypatch.setattr(sockets, "read_state", lambda _: state)
+    assert server.inspect(bound) is None
+    saved(monkeypatch, NOT_SHOWN)
+    why = found.TOO_LATE if state == OptionState(0) else found.INCOMPLETE
+    assert server.inspect(bound) is why
+    assert (server.take_syn(), server.take_syn()) == (NOT_SHOWN, None)
+    asked = saved(monkeypatch, SHOWN)
+    now[0] = DOUBT_SECONDS - 1
+    assert server.inspect(bound) is None
+    now[0] = DOUBT_SECONDS
+    assert server.inspect(bound) is why
+    assert server.take_syn() is None
+    assert len(asked) == 1
+    # They came back, and went again.
+    monkeypatch.setattr(sockets, "read_state", lambda _: OptionState(37))
+    assert server.inspect(bound) is found.PEER_NO_SMC
+    monkeypatch.setattr(sockets, "read_state", lambda _: state)
+    assert server.inspect(bound) is None
+
+
+@pytest.mark.usefixtures("option")
+def test_beside_a_listener_that_did_not_opt_in_nothing_is_in_doubt(
+    server: OptionServer, bound: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.open(bound, is_able=True)
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        server.open(plain, is_able=True)
+    asked = saved(monkeypatch, SHOWN)
+    for state, why in ((None, found.INCOMPLETE), (OptionState(0), found.TOO_LATE)):
+        monkeypatch.setattr(sockets, "read_state", lambda _, state=state: state)
+        assert server.inspect(bound) is why
+    assert asked == []
+    monkeypatch.setattr(sockets, "read_state", lambda _: OptionState(33))
+    assert server.inspect(bound) is None
+
+
+def test_whoever_brings_a_connection_does_not_say_whose_listener_it_was(
+    option: Any, server: OptionServer, bound: Any, open_sockets: Any
+) -> None:
+    """Another loop's or another process's has opted in."""
+    option.opt_in(bound)
+    bound.listen()
+    conn = accepted(bound, open_sockets, option)
+    assert server.inspect(conn) is found.TOO_LATE
+    assert server.inspect(conn, is_given=True) is None
+    other = accepted(bound, open_sockets)
+    assert server.inspect(other, is_given=True) is found.PEER_NO_SMC
+    option.is_here = False
+    assert server.inspect(conn, is_given=True) is found.TOO_LATE
+
+
+async def test_a_connection_that_is_brought_where_the_option_is_not_configured(
+    kit: Any, option: Any
+) -> None:
+    listener = kit.bound()
+    option.opt_in(listener)
+    listener.listen()
+    conn = kit.keep(accepted(listener, kit.sockets, option))
+    plain = kit.keep(accepted(listener, kit.sockets))
+    discovery = Discovery(kit.loop, Config(discovery=("local",)))
+    kit.discoveries.append(discovery)
+    assert discovery.inspect(conn) is found.NOT_MARKED
+    assert discovery.inspect(conn, is_given=True) is Way.OPTION
+    assert discovery.inspect(plain, is_given=True) is found.NOT_MARKED
+
+
+async def test_a_mark_in_a_syn_that_was_read_for_the_option(
+    kit: Any, option: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be read only once."""
+    server = kit.discovery()
+    listener = kit.bound()
+    server.opt_in(listener)
+    listener.listen()
+    server.announce(listener)
+    conn = kit.keep(accepted(listener, kit.sockets))
+    option.is_here = False
+    saved(monkeypatch, MARKED)
+    assert server.inspect(conn) is Way.LOCAL
+    saved(monkeypatch, NOT_SHOWN)
+    assert server.inspect(conn) is found.PEER_NO_SMC
 
 
 async def test_clients_get_an_answer_where_the_option_is_not_even_configured(

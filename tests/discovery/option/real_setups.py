@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pysmc.discovery.findings import INCOMPLETE, TOO_LATE
 from pysmc.discovery.option import install, sockets
 from pysmc.discovery.option.assembler import Assembler, Register
 from pysmc.discovery.option.bpf import AttachType, Bpf, BpfError, Command, ProgramType
@@ -22,8 +23,10 @@ from pysmc.discovery.option.programs import (
     Helper,
     Op,
 )
-from pysmc.discovery.option.sockets import opt_in, read_state
+from pysmc.discovery.option.sockets import OptionState, opt_in, read_state
 from pysmc.discovery.option.trial import try_option
+from pysmc.discovery.option_server import OptionServer
+from pysmc.discovery.presence import Presence
 from tests.discovery.option.cases import (
     BOTH_CLIENT,
     BOTH_SERVER,
@@ -280,6 +283,30 @@ def detached_while_open(room: Room) -> None:
     assert not any(one.has_option for one in segments)
     assert install.find(room.cgroup) == ()
     assert install.detach(room.cgroup) == 0
+
+
+@case
+def detached_or_replaced_before_accept(room: Room) -> None:
+    """The client was answered, and the server finds that out all the same."""
+    for is_replaced in (True, False):
+        server = OptionServer(Presence(lambda: 0.0, is_wanted=True))
+
+        def opens(sock: socket.socket, server: OptionServer = server) -> None:
+            server.open(sock, is_able=True)
+
+        listening = listener(prepare=opens)
+        client, plain = tcp("127.0.0.1"), tcp("127.0.0.1")
+        asks(client)
+        for one in (client, plain):
+            one.connect(listening.getsockname())
+        assert read_state(client) == BOTH_CLIENT
+        install.detach(room.cgroup)
+        if is_replaced:
+            install.attach(room.cgroup)
+        conn, other = listening.accept()[0], listening.accept()[0]
+        assert read_state(conn) == (OptionState(0) if is_replaced else None)
+        assert server.inspect(conn) is None
+        assert server.inspect(other) is (TOO_LATE if is_replaced else INCOMPLETE)
 
 
 @case

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pysmc.aio.transport_end import EndingTransport
     from pysmc.config import Config
     from pysmc.core.connection import Connection
+    from pysmc.core.endpoint import FabricOffer
     from pysmc.discovery import Announcement, Mark, OptionMark, Way
     from pysmc.fabric.base import Device
 
@@ -128,6 +129,9 @@ class Driver(Pump):
         know that a destination is plain. It never is where the option is installed."""
         self.no_device: Reason | None = None
         """Why no fabric could be opened; None when one was, or none was tried."""
+        self._is_unopened = True  # or a limit forbade it, which may be gone next time
+        self._identity: Identity
+        self._offers: list[FabricOffer] = []  # the endpoint's, which sees them come
         # In the order in which they were made, as a set would not be.
         self.transports: weakref.WeakKeyDictionary[EndingTransport, None] = (
             weakref.WeakKeyDictionary()
@@ -261,19 +265,26 @@ class Driver(Pump):
             ForkedError: In a forked child.
         """
         self.check_owner()
-        if self._endpoint is None:
-            identity = Identity(new_peer_id(self._entropy), host_name())
-            offers = self._devices.open(identity.peer_id)
-            why = self._devices.why_none()
-            if why is not None and why.name == "LIMIT":
-                return why  # it may be there again next time: nothing is remembered
-            self.no_device = why
-            # Without a device it can still decline, where a peer expects CLC.
-            tokens = RandomTokens(self._entropy)
-            self._endpoint = Endpoint(identity, offers, self.config, tokens)
-        elif self.no_device is not None and self._devices.recheck(self.time()):
+        if self._is_unopened:
+            return self._open_devices()
+        if self.no_device is not None and self._devices.recheck(self.time()):
             self.no_device = None
         return self.no_device
+
+    def _open_devices(self) -> Reason | None:
+        if self._endpoint is None:
+            # Without a device it can still decline, where a peer expects CLC.
+            self._identity = Identity(new_peer_id(self._entropy), host_name())
+            self._endpoint = Endpoint(
+                self._identity, self._offers, self.config, RandomTokens(self._entropy)
+            )
+        self._offers[:] = self._devices.open(self._identity.peer_id)
+        why = self._devices.why_none()
+        # What is short may be there again next time: it is not remembered.
+        self._is_unopened = why is not None and why.name == "LIMIT"
+        if not self._is_unopened:
+            self.no_device = why
+        return why
 
     def fitting(self, sock: socket.socket) -> Fitting:
         """Find the devices that a connection may use; see `Devices.fitting`."""
@@ -299,9 +310,6 @@ class Driver(Pump):
             ConnectionReset: There are so many that not even a Decline is affordable.
         """
         why = self.open()
-        if self._endpoint is None:
-            message = f"there is nothing left to answer the peer with: {why}"
-            raise ConnectionReset(message)
         limit = None if must_answer else self.admission.exceeded(host, times=2)
         if limit:
             self.admission.over(limit)

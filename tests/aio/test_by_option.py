@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -214,6 +216,39 @@ def test_a_client_without_a_device_declines(
         assert info.reason.name == "NO_DEVICE"
         assert served.infos[0].reason.name == "PEER_DECLINED"
         assert served.infos[0].reason.peer_code == PeerDiagnosis.NO_DEVICE
+
+    kit.run(scenario, config=ONLY)
+
+
+def test_a_server_that_lacks_descriptors_declines(
+    kit: Any, option: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The listener was inherited, and its clients get an answer from the first on."""
+    real, here = devices_module.open_device, threading.current_thread()
+    lacks = [True]
+
+    def scarce(*args: Any, **options: Any) -> Any:
+        if lacks and threading.current_thread() is here:
+            raise OSError(errno.EMFILE, "no descriptors")
+        return real(*args, **options)
+
+    monkeypatch.setattr(devices_module, "open_device", scarce)
+
+    async def scenario() -> None:
+        listener = socket.socket()
+        listener.bind((HOST, 0))
+        option.opt_in(listener)
+        listener.listen()
+        async with service(None, None, sock=listener) as served:
+            first = await on_another_loop(ONLY, served.address)
+            lacks.clear()
+            second = await on_another_loop(ONLY, served.address)
+        names = [info.reason and info.reason.name for info in (first, second)]
+        assert names == ["PEER_DECLINED", None]
+        assert [info.reason and info.reason.name for info in served.infos] == [
+            "LIMIT",
+            None,
+        ]
 
     kit.run(scenario, config=ONLY)
 

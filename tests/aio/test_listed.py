@@ -137,13 +137,23 @@ def test_a_passing_lack_of_descriptors_is_not_remembered(
         assert run(three(served.port), Config()) == ["LIMIT", "LIMIT", "None"]
 
 
-def test_a_listed_peer_without_any_answer_is_reset(
+def test_a_listed_peer_gets_a_decline_while_descriptors_are_lacking(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def scarce(*_: Any, **__: Any) -> Any:
-        raise OSError(errno.EMFILE, "no descriptors")
+    real = devices_module.open_device
+    failures = [OSError(errno.EMFILE, "no descriptors")]
+
+    def scarce(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*args, **options)
+
+    async def two(port: int) -> list[Any]:
+        return [await echo(port) for _ in range(2)]
 
     with Served(Config(**LISTED)) as served:
         monkeypatch.setattr(devices_module, "open_device", scarce)
-        with pytest.raises(ConnectionError, match="nothing left to answer"):
-            run(echo(served.port), Config(**LISTED))
+        infos = run(two(served.port), Config(**LISTED))
+    assert served.seen == [b"word"] * 2
+    names = [info.reason and info.reason.name for info in (*infos, *served.infos)]
+    assert names == ["LIMIT", None, "PEER_DECLINED", None]

@@ -192,13 +192,11 @@ class OptionMark:
             if not isinstance(other, Reason):
                 other.settle_tcp(why)
             if sock is not None:  # it may be connected again, by somebody else
-                with contextlib.suppress(OSError):
-                    sockets.opt_out(sock)
+                _take_back(sock, because)
         elif self._is_claimed or not self._verdict.smc:
             return
-        elif sock is not None and not has_written(sock):
-            code = because.code if because is not None else None
-            decline(sock, code or PeerDiagnosis.SOCKET_OPTION)
+        elif sock is not None:
+            _decline_unused(sock, because)
         self._verdict = _used_raw()
 
     def close(self) -> None:
@@ -219,6 +217,24 @@ class OptionMark:
         if self._unclaimed is not None:
             self._unclaimed.cancel()
             self._unclaimed = None
+
+
+def _take_back(sock: socket.socket, because: Reason | None) -> None:
+    """Take the opt-in back; a connect that succeeded unnoticed has promised already."""
+    try:
+        sockets.opt_out(sock)
+    except OSError:
+        with contextlib.suppress(OSError):
+            state = sockets.read_state(sock)
+            if state is not None and PEER in state:
+                _decline_unused(sock, because)
+
+
+def _decline_unused(sock: socket.socket, because: Reason | None) -> None:
+    """Send a Decline, unless the program has written already."""
+    if not has_written(sock):
+        code = because.code if because is not None else None
+        decline(sock, code or PeerDiagnosis.SOCKET_OPTION)
 
 
 def _used_raw() -> Verdict:

@@ -190,12 +190,39 @@ async def test_a_connect_that_goes_on_after_it_was_cancelled(
     sock = kit.client()
     first = client.prepare(sock, listener.getsockname())
     sock.connect_ex(listener.getsockname())
+    option.is_complete = False  # as a socket is seen whose SYN has no answer yet
     client.settle_tcp(first)
+    option.is_complete = True
     second = client.prepare(sock, listener.getsockname())
     assert isinstance(second, OptionMark)
     client.connected(second)
     assert kit.short(await client.wait_confirmed(second)) == "SMC"
     assert "opt out" in option.calls
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+async def test_a_connect_that_is_cancelled_when_it_has_just_succeeded(
+    kit: Any, option: Any, is_used: bool
+) -> None:
+    """The server was promised CLC, and nobody has seen its answer here."""
+    client, server = kit.discovery(**ONLY), kit.discovery(**ONLY)
+    listener = kit.bound()
+    server.opt_in(listener)
+    listener.listen()
+    sock = kit.client()
+    mark = client.prepare(sock, listener.getsockname())
+    await kit.loop.sock_connect(sock, listener.getsockname())
+    if is_used:
+        sock.send(b"by itself")
+    client.settle_tcp(mark)
+    client.settle_tcp(mark)
+    conn = await kit.accept(listener)
+    assert option.calls.count("opt out") == 1
+    if is_used:
+        conn.settimeout(5)
+        assert conn.recv(100) == b"by itself"
+    else:
+        declined(conn)
 
 
 @pytest.mark.parametrize(

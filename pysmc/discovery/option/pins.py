@@ -10,9 +10,11 @@ Source: bpf(2) (BPF_OBJ_PIN), systemd.resource-control(5).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pysmc.discovery.option.bpf import Bpf, BpfError
 from pysmc.discovery.option.loading import PARTS, load
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["pin", "unpin"]
 
+OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
+
 
 def pin(
     folder: Path, *, bpf: Bpf | None = None, machine: Machine | None = None
@@ -34,7 +38,9 @@ def pin(
     Programs that are attached already are not affected by newer ones in the files.
 
     Args:
-        folder: In a mounted BPF file system; made if it is not there.
+        folder: In a mounted BPF file system; made if it is not there. Nobody but root
+            and this process's user may be able to change it: what is attached from
+            there runs for every socket of a service.
         bpf: The kernel.
         machine: What it runs on.
 
@@ -43,9 +49,11 @@ def pin(
 
     Raises:
         BpfError: A step failed, for example because it is no BPF file system.
-        OSError: The folder cannot be made, or an old file not removed.
+        OSError: The folder cannot be made, or an old file not removed. EPERM: others
+            could put programs of theirs there.
     """
     bpf = bpf or Bpf()
+    _check_owner(folder)
     with ExitStack() as stack:
         loaded = load(stack, bpf, machine or this_machine())
         if all(_tag(bpf, folder / one.part.name) == one.tag for one in loaded):
@@ -53,6 +61,7 @@ def pin(
         # All three share one map of sockets, so it is all or nothing.
         unpin(folder)
         folder.mkdir(mode=0o700, exist_ok=True)
+        _check_owner(folder)  # somebody may have made it meanwhile
         try:
             for one in loaded:
                 bpf.pin(str(folder / one.part.name), one.descriptor)
@@ -80,6 +89,16 @@ def unpin(folder: Path) -> int:
     with contextlib.suppress(OSError):
         folder.rmdir()
     return count
+
+
+def _check_owner(folder: Path) -> None:
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return
+    if found.st_uid not in {0, os.geteuid()} or found.st_mode & OTHERS_WRITE:
+        message = "others could change the programs that are pinned in it"
+        raise PermissionError(errno.EPERM, message, str(folder))
 
 
 def _tag(bpf: Bpf, path: Path) -> str | None:

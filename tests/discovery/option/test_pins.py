@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 
@@ -46,6 +47,35 @@ def test_all_or_nothing(fake, bpf, tmp_path, step):
     fake.fails["OBJ_PIN"] = [None] * step + [errno.EPERM]
     with pytest.raises(BpfError, match="pin the program as .*EPERM"):
         pin(tmp_path / "smc", bpf=bpf)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", [0o720, 0o702, 0o1777])
+def test_a_folder_that_others_can_change(fake, bpf, tmp_path, mode):
+    folder = tmp_path / "smc"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(PermissionError, match="others could change the programs"):
+        pin(folder, bpf=bpf)
+    assert names(folder) == fake.calls == []
+
+
+@pytest.mark.parametrize(("owner", "is_good"), [(0, True), (7, False), (1234, True)])
+def test_a_folder_of_somebody_else(bpf, tmp_path, monkeypatch, owner, is_good):
+    real = type(tmp_path).stat
+
+    def stat(path, **options):
+        found = list(real(path, **options))
+        found[4] = owner
+        return os.stat_result(found)
+
+    monkeypatch.setattr(type(tmp_path), "stat", stat)
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    if is_good:
+        assert pin(tmp_path, bpf=bpf)
+        return
+    with pytest.raises(PermissionError, match="others could change the programs"):
+        pin(tmp_path, bpf=bpf)
     assert names(tmp_path) == []
 
 

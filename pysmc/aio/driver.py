@@ -232,6 +232,15 @@ class Driver(Pump):
                 self._tcp_outcomes[role, id(why), way] = (why, outcome)
         return outcome
 
+    def plain(self, role: str) -> ConnectionInfo:
+        """Describe a connection whose peer showed nothing, after a look if it is time.
+
+        Raises:
+            Declined: SMC-R is required.
+        """
+        self.presence.is_here()
+        return self.on_tcp(role, self.presence.plain).info
+
     def info_of(
         self, connection: Connection, role: str, way: Way | None = None
     ) -> ConnectionInfo:

@@ -125,9 +125,9 @@ class Loop(RawSocketLoop):
                 raise RuntimeError(message)
             driver = self._driver = self._make_driver()
             if self.config.fallback == "allow":
-                plain = driver.presence.absent
-                self._plain_client = driver.on_tcp("client", plain).info
-                self._plain_server = driver.on_tcp("server", plain).info
+                absent = driver.presence.absent
+                self._plain_client = driver.on_tcp("client", absent).info
+                self._plain_server = driver.on_tcp("server", absent).info
         return driver
 
     def _make_driver(self) -> Driver:
@@ -371,6 +371,9 @@ class Loop(RawSocketLoop):
                         judged, protocol_factory, conn, extra, sslcontext, server, *args
                     )
                 )
+            is_told_absent = self._plain_server.reason is driver.presence.absent
+            if is_told_absent and self.time() >= driver.presence.absent_until:
+                self._plain_server = driver.plain("server")
             extra["smc"] = self._plain_server
         return super()._accept_connection2(  # type: ignore[misc,no-any-return]
             protocol_factory, conn, extra, sslcontext, server, *args

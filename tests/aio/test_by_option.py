@@ -136,6 +136,26 @@ def test_a_late_listener_does_not_say_that_the_option_is_missing(kit: Any) -> No
     kit.run(scenario, config=Config())
 
 
+def test_an_option_that_is_installed_later(kit: Any, option: Any) -> None:
+    """Clients of a listener that was too early are not told that it is missing."""
+    option.is_here = False
+
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with service() as served:
+            await on_another_loop(Config(discovery=()), served.address)
+            option.is_here = True
+            await on_another_loop(Config(discovery=()), served.address)
+            loop.driver.presence._look_at = loop.driver.presence.absent_until = 0
+            for _ in range(2):
+                await on_another_loop(Config(discovery=()), served.address)
+        told = ["not installed" in info.reason.text for info in served.infos]
+        assert told == [True, True, False, False]
+        assert {info.reason.name for info in served.infos} == {"PEER_NO_SMC"}
+
+    kit.run(scenario, config=Config())
+
+
 @pytest.mark.usefixtures("option")
 def test_a_server_that_starts_later(kit: Any) -> None:
     """It opts in as soon as there is a socket: asyncio listens before it asks us."""

@@ -473,8 +473,9 @@ class SimDiscovery:
         self._has_announced = True
         return SimAnnouncement(listener)
 
-    def inspect(self, conn: SimSocket) -> Way | Reason:
+    def inspect(self, conn: SimSocket, *, is_given: bool = False) -> Way | Reason:
         """Look at an accepted connection: a way when `confirm` is worth awaiting."""
+        del is_given  # there is no option here, by which another's listener may differ
         if self.lists(conn):
             return Way.STATIC
         if self._off is not None:

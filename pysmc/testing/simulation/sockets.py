@@ -21,7 +21,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from pysmc.discovery.mark import TCP_SAVED_SYN
+from pysmc.discovery.saved_syn import TCP_SAVED_SYN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

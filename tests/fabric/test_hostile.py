@@ -180,9 +180,12 @@ def _judge(report: dict[str, Any], ended: list[dict[str, Any]]) -> list[str]:
     written = {int(mark): count for mark, count in report["written"].items()}
     got = {one["mark"]: one for one in ended}
     wrong = [f"stream {mark} is missing" for mark in written if mark not in got]
-    for mark, one in got.items():
+    wrong += [
+        f"stream {mark} is of an earlier attack" for mark in got.keys() - written.keys()
+    ]
+    for mark in got.keys() & written.keys():
         expected = {"received": written[mark], "wrong_at": -1, "error": ""}
-        found = {name: one[name] for name in expected}
+        found = {name: got[mark][name] for name in expected}
         if found != expected:
             wrong.append(f"stream {mark}: {found} in place of {expected}")
     return wrong

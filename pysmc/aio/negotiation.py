@@ -266,6 +266,8 @@ class Negotiation:
         driver.negotiations[self] = None
         try:
             driver.settle()
+            if self.role == "server":
+                self._take_tcp()  # the Proposal is mostly there already
             self.watch()
             driver.pump_pending()
             await self._verdict
@@ -457,11 +459,19 @@ class Negotiation:
         return self._handshake is not None and self._handshake.link is link
 
     def _on_readable(self) -> None:
+        self._take_tcp()
+        self.watch()
+        self._driver.pump_pending()
+
+    def _take_tcp(self) -> None:
         handshake, driver = self._handshake, self._driver
         assert handshake is not None
         data = self._read()
         if data:
             driver.endpoint.receive_tcp(handshake, data, driver.time())
+            # What follows the header of a message has come with it, as a rule.
+            if not handshake.stream.is_empty and (data := self._read()):
+                driver.endpoint.receive_tcp(handshake, data, driver.time())
         elif data is not None:
             # A peer that is quick may have confirmed the link, written and closed: what
             # it sent over the fabric came before the end of TCP.
@@ -469,8 +479,6 @@ class Negotiation:
             if not handshake.is_over:
                 driver.endpoint.tcp_lost(handshake, driver.time(), None)
         driver.settle()
-        self.watch()
-        driver.pump_pending()
 
     def _read(self) -> bytes | None:
         """Read what the core wants; empty at the end, None when nothing is there."""

@@ -229,7 +229,7 @@ class Least(NamedTuple):
 
 
 SCENES = {
-    "open_connection": Least(Open, 20, 20, 16),
+    "open_connection": Least(Open, 17, 17, 16),
     "start_server": Least(StartServer, 4, 3, 0),
     "readexactly": Least(ReadExactly, 8, 8, 4),
     "readuntil": Least(ReadUntil, 8, 8, 4),

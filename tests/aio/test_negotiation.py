@@ -195,6 +195,52 @@ def test_the_socket_is_gone_before_it_begins(kit) -> None:
     kit.run(scenario)
 
 
+PROPOSAL = bytes.fromhex(
+    "e2d4c3d901009c22000000000000000000000000000000000000000000000000000000000000"
+    "000000000000000000000000001c000000000000000000000000000000000000000000000000"
+    "00000000010000100000000000000000000000000000ffff0a000001ff020001000000000000"
+    "0000000000005059534d432d5445535420202020202020202020202020202020202020202020"
+    "e2d4c3d9"
+)
+"""Of a kernel, whose EID is nobody's here."""
+
+
+@pytest.mark.parametrize(("pieces", "readable"), [((156,), 0), ((8, 148), 1)])
+def test_a_proposal_that_is_there_is_read_at_once(
+    kit, monkeypatch, pieces, readable
+) -> None:
+    """What has come is not waited for: no message, nor what follows its header."""
+    waited = []
+    readable_before = Negotiation._on_readable
+
+    def on_readable(self) -> None:
+        waited.append(self)
+        readable_before(self)
+
+    monkeypatch.setattr(Negotiation, "_on_readable", on_readable)
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server((HOST, 0)) as listener:
+            sock = socket.create_connection(listener.getsockname())
+            sock.sendall(PROPOSAL[: pieces[0]])
+            listener.setblocking(False)
+            server = await loop.create_server(asyncio.Protocol, sock=listener)
+            with sock:
+                sock.setblocking(False)
+                if pieces[1:]:
+                    while not loop.driver.negotiations:
+                        await asyncio.sleep(0)
+                    sock.sendall(PROPOSAL[pieces[0] :])
+                decline = await loop.sock_recv(sock, 100)
+            assert decline[4] == 4
+            server.close()
+            await server.wait_closed()
+
+    kit.run(scenario, config=Config(**STATIC))
+    assert len(waited) == readable
+
+
 def test_servers_log_what_they_lose(kit, caplog) -> None:
     async def scenario() -> None:
         loop = asyncio.get_running_loop()

@@ -294,12 +294,12 @@ class VerbsDevice(Device):
         self._queue_of[queue_pair.number] = queue
 
     def find_way(self, queue_pair: VerbsQueuePair, gid: bytes) -> None:
-        """Find out whether a peer can be reached; `resolved` is told, later."""
+        """Find out whether a peer can be reached; `resolved` is told, now or later."""
         assert self._finder is not None
         self._keys += 1
         self._resolving[self._keys] = queue_pair
         self._finder.begin(self._keys, gid, self.port)
-        self._ring()  # the answer may be there
+        self._take_ways()
 
     def keep_closing(self, queue_pair: VerbsQueuePair) -> None:
         """Let a closed queue pair send what was posted before."""
@@ -478,8 +478,6 @@ class VerbsDevice(Device):
     def _silence(self) -> None:
         assert self._bell is not None
         os.eventfd_read(self._bell)
-        if self._resolving:
-            self._take_ways()
 
     def _take_ways(self) -> None:
         assert self._finder is not None

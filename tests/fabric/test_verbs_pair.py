@@ -20,7 +20,7 @@ from pysmc.fabric.verbs_memory import (
 )
 from pysmc.fabric.verbs_pair import INLINE_BYTES, SENDS, VerbsQueuePair
 from pysmc.testing.conformance_bench import End, Writer, content
-from tests.fabric.fake_verbs import ATTEMPTS, ERROR
+from tests.fabric.fake_verbs import ATTEMPTS, ERROR, RTS
 
 if TYPE_CHECKING:
     from tests.fabric.fake_verbs import FakeQueuePair, Roce
@@ -166,6 +166,15 @@ def test_what_is_closed_while_the_way_is_looked_for(roce: Roce) -> None:
     roce.finders[0].is_held = False
     roce.bench.settle()
     assert not near.side.seen
+
+
+def test_a_way_that_is_known_is_taken_at_once(roce: Roce) -> None:
+    """Without another look at descriptors: each costs the loop a turn."""
+    domain = roce.devices[1].create_domain()
+    pair = domain.create_queue_pair()
+    there = RemoteQueuePair(bytes(8), roce.devices[0].gid, bytes(6), 0x99, 0, 3)
+    pair.connect(there, 7, passive=True)
+    assert roce.world.pairs[pair.number].state() == RTS
 
 
 def test_nothing_connects_twice(roce: Roce) -> None:

@@ -49,6 +49,12 @@ log = logging.getLogger("pysmc")
 
 RECHECK_SECONDS = 1.0
 """How often a fabric that was not there is looked for again."""
+FRESH_SECONDS = 1.0
+"""How long connections between the same two addresses are not looked up anew. To find
+out which port carries one takes two dozen system calls, some of which ask the hardware,
+and the client waits for it. What ends a port its device is told."""
+FRESH_MAX = 256
+"""Pairs of addresses that are kept in mind."""
 
 CODEC = UpdateCodec(
     pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
@@ -93,6 +99,9 @@ class Fitting(NamedTuple):
 
 ALL = Fitting()
 
+_Way = tuple[str, bytes, bytes, int]
+"""A fabric, and what `_way_of` gives."""
+
 
 class Devices:
     """The devices that one driver has opened.
@@ -131,6 +140,8 @@ class Devices:
         self._finders: dict[str, PortFinder] = {}
         self._usable: dict[str, bool] = {}
         self._ports: dict[str, RdmaPort] = {}
+        self._fresh: dict[_Way, tuple[float, str]] = {}
+        """Until when a connection's device is known, and its name."""
         self._recheck_at = 0.0
         self._opened = 0
 
@@ -225,13 +236,14 @@ class Devices:
     # Devices of connections
 
     def fitting(
-        self, sock: socket.socket, in_use: Callable[[], Collection[str]]
+        self, sock: socket.socket, in_use: Callable[[], Collection[str]], now: float
     ) -> Fitting:
         """Find, and open where it is not, what fits a connection.
 
         Args:
             sock: Connected.
             in_use: Names the devices with link groups.
+            now: The time in seconds.
         """
         if not self._finders:
             return ALL
@@ -241,7 +253,7 @@ class Devices:
             if name in self._fixed:
                 offers.append(self._fixed[name])
             elif name in self._finders:
-                found = self._fit(name, self._finders[name], sock, in_use)
+                found = self._fit(name, sock, in_use, now)
                 if isinstance(found, FabricOffer):
                     offers.append(found)
                 else:
@@ -253,15 +265,15 @@ class Devices:
     def _fit(
         self,
         name: str,
-        finder: PortFinder,
         sock: socket.socket,
         in_use: Callable[[], Collection[str]],
+        now: float,
     ) -> FabricOffer | Reason:
         if not self._usable[name]:
             return reason("NO_DEVICE", "local", f"{name}: {self.unavailable[name]}.")
         try:
-            port = finder.find(*_way_of(sock))
-            return self._device_at(name, port, in_use)
+            way = name, *_way_of(sock)
+            return self._fresh_offer(way, now) or self._find_offer(way, in_use, now)
         except FabricUnavailable as error:
             why = "VLAN" if error.status == "VLAN" else "NO_DEVICE"
             return reason(why, "local", f"{name}: {error.detail}.")
@@ -271,6 +283,25 @@ class Devices:
             return reason_of_status(status.value, error.detail)
         except OSError as error:
             return reason("NO_DEVICE", "local", f"{name}: {error}.")
+
+    def _fresh_offer(self, way: _Way, now: float) -> FabricOffer | None:
+        """Give the device that such a connection had just now, if nothing ended it."""
+        until, called = self._fresh.get(way, (now, ""))
+        device = self.by_name.get(called)
+        if device is None or device.is_gone or until <= now:
+            return None
+        return self._offer_of(device, called)
+
+    def _find_offer(
+        self, way: _Way, in_use: Callable[[], Collection[str]], now: float
+    ) -> FabricOffer:
+        name, local, peer, interface = way
+        port = self._finders[name].find(local, peer, interface)
+        offer = self._device_at(name, port, in_use)
+        if len(self._fresh) >= FRESH_MAX:
+            self._fresh.clear()
+        self._fresh[way] = now + FRESH_SECONDS, offer.device
+        return offer
 
     def _device_at(
         self, name: str, port: RdmaPort, in_use: Callable[[], Collection[str]]

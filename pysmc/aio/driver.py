@@ -298,9 +298,10 @@ class Driver(Pump):
     def fitting(self, sock: socket.socket) -> Fitting:
         """Find the devices that a connection may use; see `Devices.fitting`."""
         # Beside a fabric that was there from the beginning nobody else looks again.
-        self._devices.recheck(self.time())
+        now = self.time()
+        self._devices.recheck(now)
         return self._devices.fitting(
-            sock, lambda: {group.device for group in self.endpoint.groups}
+            sock, lambda: {group.device for group in self.endpoint.groups}, now
         )
 
     def refusal(

@@ -14,6 +14,8 @@ from pysmc.aio import devices as devices_module
 from pysmc.aio.devices import (
     ALL,
     CODEC,
+    FRESH_MAX,
+    FRESH_SECONDS,
     RECHECK_SECONDS,
     Devices,
     raise_descriptor_limit,
@@ -186,6 +188,7 @@ class Rig:
         self.attended: list[object] = []
         self.error: Exception | None = None
         self.in_use: set[str] = set()
+        self.now = 0.0
         self.devices = Devices(
             Config(fabrics=fabrics, ueids=ueids),
             self.open_one,
@@ -205,11 +208,12 @@ class Rig:
             device.eid = "HERE"
         return device
 
-    def fit(self):
+    def fit(self, later: float = FRESH_SECONDS):
+        self.now += later
         with closing(socket.create_server(("127.0.0.1", 0))) as listener:
             there = listener.getsockname()
             with closing(socket.create_connection(there)) as sock:
-                return self.devices.fitting(sock, lambda: self.in_use)
+                return self.devices.fitting(sock, lambda: self.in_use, self.now)
 
     def names(self) -> list[str]:
         return [offer.device for offer in self.fit().offers]
@@ -301,11 +305,39 @@ def test_what_ran_out_has_its_own_reason() -> None:
         rig.close()
 
 
+def test_the_next_connection_of_a_moment_is_not_looked_up_anew() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    first = rig.fit()
+    for _ in range(3):
+        assert rig.fit(later=FRESH_SECONDS / 8) == first
+    assert len(rig.finder.asked) == 1
+    rig.fit(later=FRESH_SECONDS)
+    assert len(rig.finder.asked) == 2
+    (device,) = rig.devices.by_name.values()
+    device.is_gone = True
+    rig.fit(later=0)
+    assert len(rig.finder.asked) == 3, "what is gone is not offered"
+    assert len(rig.opened) == 2
+    rig.close()
+
+
+def test_not_every_pair_of_addresses_is_kept_in_mind() -> None:
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.devices._fresh.update(
+        (("verbs", b"", b"", n), (9.0, "")) for n in range(FRESH_MAX)
+    )
+    rig.fit()
+    assert len(rig.devices._fresh) == 1
+    rig.close()
+
+
 def test_a_connection_that_is_gone_has_no_port() -> None:
     rig = Rig("verbs")
     rig.devices.open(PEER_ID)
     with closing(socket.socket()) as never_connected:
-        refusal = rig.devices.fitting(never_connected, set).refusal
+        refusal = rig.devices.fitting(never_connected, set, 0.0).refusal
     assert refusal is not None
     assert refusal.name == "NO_DEVICE"
 

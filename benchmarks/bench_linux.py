@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 IPPROTO_SMC = 256
 GROUP = 16
 """The least that may be agreed upon as the number of connections of a link group."""
+GROUPS = 64
+"""Most link groups of a pair, of which each round opens one: beyond the usual limit of
+ours connections would be TCP, and a kernel client would not say so."""
 REUSES = 8
 REST = 0.05
 """Seconds before each connect."""
@@ -210,6 +213,7 @@ class Bench:
             "PYSMC_DISCOVERY": "tcp_option",
             "PYSMC_UEIDS": self._ueid,
             "PYSMC_MAX_CONNECTIONS": str(GROUP),
+            "PYSMC_MAX_LINK_GROUPS_PER_PEER": str(GROUPS),
             "PYSMC_RMBE_BYTES": str(64 * 1024),
             "PYSMC_SNDBUF_BYTES": str(64 * 1024),
         }

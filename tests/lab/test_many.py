@@ -78,7 +78,7 @@ def churn(ends, count: int, *, is_traced: bool) -> None:
         for end in both:
             end.ask("trace")
     # A client may be at its next connection before its server has put away the last
-    # one's RMB. Whether it ever is depends on chance: more at once fill the pools first.
+    # one's RMB. That it ever is depends on chance: more at once fill the pools first.
     cycles(server, client, port, max(count // 10, 40), at_once=4 * AT_ONCE)
     kernel, facts = resources(), [end.ask("held") for end in both]
     points = []

@@ -371,7 +371,7 @@ SCENES = {
     "sock_connect": Least(SockConnect, 5),
     "sock_connect by name": Least(SockConnectByName, 8),
     "create_connection with sock": Least(ConnectWithSock, 14),
-    "create_connection with ssl": Least(ConnectTls, 22),
+    "create_connection with ssl": Least(ConnectTls, 21),
     "connect_accepted_socket": Least(ConnectAccepted, 14),
     "start_tls": Least(StartTls, 8),
     "sendfile": Least(SendFile, 4),

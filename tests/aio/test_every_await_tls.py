@@ -107,7 +107,7 @@ class Least(NamedTuple):
 
 
 SCENES = {
-    "open_connection": Least(Open, 24, 24, 18),
+    "open_connection": Least(Open, 21, 24, 18),
     "start_tls": Least(Upgrade, 12, 12, 4),
 }
 STRIKES = [*harness.BY_TASK, *harness.BY_PEER, "close", "abort", "stop the loop"]

@@ -337,6 +337,7 @@ class Devices:
             if there is device:
                 del self.by_name[name]
                 self._ports.pop(name, None)
+                self._fresh.clear()  # the next one may get its name
                 self.leaving.append(device)
         if device not in self.leaving:
             return True

@@ -208,9 +208,9 @@ class Rig:
             device.eid = "HERE"
         return device
 
-    def fit(self, later: float = FRESH_SECONDS):
+    def fit(self, later: float = FRESH_SECONDS, host: str = "127.0.0.1"):
         self.now += later
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        with closing(socket.create_server((host, 0))) as listener:
             there = listener.getsockname()
             with closing(socket.create_connection(there)) as sock:
                 return self.devices.fitting(sock, lambda: self.in_use, self.now)
@@ -319,6 +319,20 @@ def test_the_next_connection_of_a_moment_is_not_looked_up_anew() -> None:
     rig.fit(later=0)
     assert len(rig.finder.asked) == 3, "what is gone is not offered"
     assert len(rig.opened) == 2
+    rig.close()
+
+
+def test_a_device_that_has_the_name_of_one_that_is_gone_is_another() -> None:
+    """The place in the port's table got another address meanwhile."""
+    rig = Rig("verbs")
+    rig.devices.open(PEER_ID)
+    rig.fit()
+    rig.finder.port = replace(PORT, gid=bytes(15) + b"\2", netdev="vb")
+    rig.fit(later=0, host="127.0.0.2")
+    assert list(rig.devices.by_name) == ["verbs:rxe0:1:1"]
+    assert rig.opened == [PORT, rig.finder.port]
+    rig.finder.port = "no RDMA device has this address any more"
+    assert rig.fit(later=0).offers == [], "not over the other address's port"
     rig.close()
 
 

@@ -550,6 +550,20 @@ def getsockopt(byteorder: ByteOrder, page_bytes: int) -> Program:
     a.jump("answer")
     a.label("known")
     a.load(R8, R0, NUMBER)
+    a.load(R5, R6, RESULT)
+    a.jump_if(R5, "!=", 0, "answer")
+    a.rule(
+        """What a set-up below has said of the peer stands: a listener that follows is
+        perhaps seen by this one alone, and the other has answered clients since."""
+    )
+    a.load(R3, R6, VALUE)
+    a.load(R4, R6, VALUE_END)
+    a.move(R2, R3)
+    a.add(R2, 4)
+    a.jump_if(R2, ">", R4, "refuse")
+    a.load(R2, R3, NUMBER)
+    a.bit_and(R2, PEER | MAYBE)
+    a.bit_or(R8, R2)
     a.label("answer")
     a.rule("The buffer has 16 bytes at least, so the length that was said counts too.")
     a.load(R2, R6, LENGTH)

@@ -470,6 +470,22 @@ def test_an_older_instance_is_still_heard(byteorder, instance, is_asked_first):
     assert kernel.getsockopt(child, 3) == "EPERM"
 
 
+def test_a_listener_that_only_the_upper_instance_sees(byteorder, instance):
+    """The lower one goes on to answer clients, and what it says of them stands."""
+    kernel = Kernel(byteorder, [instance, instance])
+    server = opted(kernel)
+    listen(kernel, server, PORT)
+    below = dict(kernel.listeners[0])
+    listen(kernel, Sock(), PORT)
+    kernel.listeners[0] = below
+    for seconds in (1, 70):
+        kernel.now += seconds * 1_000_000_000
+        syn_ack = answer(kernel, server, PLAIN + SMC)
+        child = accept(kernel, server, PLAIN + SMC)
+        assert syn_ack == SMC
+        assert state(kernel, child) & PEER
+
+
 # --- setsockopt ---------------------------------------------------------------
 
 

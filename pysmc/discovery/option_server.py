@@ -29,6 +29,7 @@ from pysmc.discovery.findings import (
     PEER_NO_SMC,
     TOO_LATE,
 )
+from pysmc.discovery.mark import save_syn
 from pysmc.discovery.option import sockets
 from pysmc.discovery.option.sockets import OptionState
 from pysmc.discovery.saved_syn import read_syn, shows_option
@@ -77,6 +78,8 @@ class OptionServer:
         why = NOT_INSTALLED
         try:
             if is_here and sockets.opt_in(listener):
+                # The programs do so as well, but clients may come a little earlier.
+                save_syn(listener)
                 self.serves = True
                 return
         except OSError:

@@ -13,6 +13,7 @@ from pysmc.config import Config
 from pysmc.discovery import Discovery
 from pysmc.discovery import findings as found
 from pysmc.discovery import option_server as option_server_module
+from pysmc.discovery.mark import keeps_syn
 from pysmc.discovery.option import sockets
 from pysmc.discovery.option.sockets import OptionState
 from pysmc.discovery.option_server import DOUBT_SECONDS, OptionServer
@@ -221,6 +222,14 @@ def test_beside_a_listener_that_did_not_opt_in_nothing_is_in_doubt(
     assert asked == []
     monkeypatch.setattr(sockets, "read_state", lambda _: OptionState(33))
     assert server.inspect(bound) is None
+
+
+def test_syns_are_kept_before_the_first_client_can_come(
+    option: Any, server: OptionServer, bound: Any
+) -> None:
+    """A client that is answered in the moment of listen() would not be known later."""
+    server.open(bound, is_able=True)
+    assert keeps_syn(bound)
 
 
 def test_whoever_brings_a_connection_does_not_say_whose_listener_it_was(

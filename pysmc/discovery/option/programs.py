@@ -205,19 +205,16 @@ def _begin(a: Assembler) -> None:
     a.load(R2, R6, CALLBACK_FLAGS)
     a.jump_if(R2, "&", Callback.WRITE_HEADER, "flag_is_on")
     a.bit_or(R8, MINE)
-    a.bit_or(R2, Callback.WRITE_HEADER)
-    a.move(R1, R6)
-    a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
     a.label("flag_is_on")
-    a.jump_if(R7, "==", Op.LISTEN, "listen")
     a.store(R9, NUMBER, R8)
-    a.jump("done")
-    a.label("listen")
+    a.jump_if(R7, "!=", Op.LISTEN, "begun")
     a.bit_or(R8, SERVER)
     a.store(R9, NUMBER, R8)
     a.rule(
         """Keep the SYN: without it nothing is known when the connection is established,
-        nor when the SYN-ACK is sent again."""
+        nor when the SYN-ACK is sent again. Clients come already, and there may be an
+        entry of whoever listened here before: so this is long before the flag. Whoever
+        does it before listen() is safe from a SYN that is answered and was not kept."""
     )
     a.load_u32(R1, 1)
     a.store(R10, SCRATCH, R1)
@@ -230,6 +227,11 @@ def _begin(a: Assembler) -> None:
     a.rule("Enter the listener.")
     a.move(R1, 0)
     _enter(a, R1)
+    a.label("begun")
+    a.load(R2, R6, CALLBACK_FLAGS)
+    a.bit_or(R2, Callback.WRITE_HEADER)
+    a.move(R1, R6)
+    a.call(Helper.SOCK_OPS_CB_FLAGS_SET)
     a.jump("done")
     a.label("plain")
     a.rule(

@@ -303,6 +303,8 @@ class _Helpers:
         assert event.context is not None
         if self.sock is None:
             return -errno.EINVAL
+        if event.op == LISTEN_CB:
+            assert self.sock.saves_syn, "a client that comes now would be answered"
         self.sock.callback_flags = flags
         self.machine.write(
             self.machine.address(event.context) + 84, self.kernel.pack("I", flags)

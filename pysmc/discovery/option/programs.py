@@ -50,10 +50,12 @@ R6, R7, R8, R9, R10 = list(Register)[6:]
 SOCKETS: Final = "sockets"
 """Map: the state of each socket that asked, 4 bytes, kept with the socket."""
 LISTENERS: Final = "listeners"
-"""Map: when each listener that asked was followed by one that did not; 8 bytes.
+"""Map: when each listener that asked began, or the one that followed it; 8 bytes.
 
-0 as long as it was not, otherwise the time until which a client may still answer what
-the first one sent. The key is network namespace, port, family and local address.
+A time in nanoseconds, whose lowest bit is set (`FOLLOWED`) when the last one did not
+ask. For a while after that a client may still answer what the one before sent. The key
+is network namespace, port, family and local address. Of all addresses the bit alone may
+stand there: it says that there is something for a single address.
 """
 OPTION: Final = bytes.fromhex("fe06e2d4c3d9")
 """The SMC option: experimental kind 254, 6 bytes, the eyecatcher (RFC 7609 A.1)."""
@@ -120,6 +122,10 @@ FROM_SAVED_SYN: Final = 1
 """load_hdr_opt: look into the SYN that the kernel kept."""
 HANDSHAKE_NS: Final = 64_000_000_000
 """As long a handshake may last: tcp_synack_retries is 5, which ends after 63 s."""
+FOLLOWED: Final = 1
+"""In a value of the map of listeners: the last one did not ask."""
+NEW: Final = 1
+"""map_update_elem: leave an entry that is there as it is."""
 CREATE: Final = 1
 """sk_storage_get: make an entry where there is none."""
 
@@ -159,6 +165,9 @@ KEY = [
 """Of a listener at one address."""
 ANY = [Field(f"any.{one.name[4:]}", one.offset - KEY_BYTES, 8) for one in KEY]
 """Of one at all addresses: they are 0."""
+SINGLE = Field("single", ANY[0].offset - 8, 8)
+EVERYWHERE = Field("everywhere", ANY[0].offset - 16, 8)
+"""What the map has for both."""
 
 WANT, PEER, DONE = OptionState.WANT, OptionState.PEER, OptionState.DONE
 MINE, NOSYN, SERVER = OptionState.MINE, OptionState.NOSYN, OptionState.SERVER
@@ -225,8 +234,7 @@ def _begin(a: Assembler) -> None:
     a.move(R5, 4)
     a.call(Helper.SETSOCKOPT)
     a.rule("Enter the listener.")
-    a.move(R1, 0)
-    _enter(a, R1)
+    _enter_asking(a)
     a.label("begun")
     a.load(R2, R6, CALLBACK_FLAGS)
     a.bit_or(R2, Callback.WRITE_HEADER)
@@ -241,13 +249,23 @@ def _begin(a: Assembler) -> None:
     )
     a.jump_if(R7, "!=", Op.LISTEN, "done")
     _find_listener(a, "plain")
+    a.rule(
+        """One of all addresses comes after those of single ones too: of whatever there
+        is for all, it is the last."""
+    )
+    a.load(R1, R10, EVERYWHERE)
+    for word in KEY[3:]:
+        a.load(R3, R10, word)
+        a.jump_if(R3, "!=", 0, "plain_one")
+    a.jump_if(R1, "==", 0, "done")
+    a.jump("plain_last")
+    a.label("plain_one")
     a.jump_if(R0, "==", 0, "done")
-    a.load(R2, R0, TIME)
-    a.jump_if(R2, "!=", 0, "done")
+    a.jump_if(R0, "&", FOLLOWED, "done")
+    a.label("plain_last")
     a.call(Helper.KTIME_GET_NS)
-    a.load_u64(R1, HANDSHAKE_NS)
-    a.add(R1, R0)
-    _enter(a, R1)
+    a.bit_or(R0, FOLLOWED)
+    _enter(a, R0)
     a.jump("done")
 
 
@@ -276,8 +294,7 @@ def _header(a: Assembler) -> None:
     _make_key(a, "answer")
     _find_listener(a, "answer")
     a.jump_if(R0, "==", 0, "done")
-    a.load(R2, R0, TIME)
-    a.jump_if(R2, "!=", 0, "done")
+    a.jump_if(R0, "&", FOLLOWED, "done")
     _ask_syn(a, otherwise="done")
     a.label("put")
     a.rule("Room first; the bytes in the second call.")
@@ -321,13 +338,14 @@ def _established(a: Assembler) -> None:
     a.rule("So it had, if the listener is still known.")
     _find_listener(a, "accepted")
     a.jump_if(R0, "==", 0, "forgotten")
-    a.load(R2, R0, TIME)
-    a.jump_if(R2, "!=", 0, "followed")
+    a.jump_if(R0, "&", FOLLOWED, "followed")
     a.bit_or(R8, PEER)
     a.jump("settle")
     a.label("followed")
     a.rule("A listener that did not ask came, perhaps in the middle of the handshake.")
-    a.store(R10, SCRATCH, R2)
+    a.load_u64(R1, HANDSHAKE_NS)
+    a.add(R1, R0)
+    a.store(R10, SCRATCH, R1)
     a.call(Helper.KTIME_GET_NS)
     a.load(R2, R10, SCRATCH)
     a.jump_if(R0, ">", R2, "settle")
@@ -336,8 +354,7 @@ def _established(a: Assembler) -> None:
     a.label("forgotten")
     a.rule("The table was full: nobody knows when it went. The next client finds it.")
     a.bit_or(R8, MAYBE)
-    a.move(R1, 0)
-    _enter(a, R1)
+    _enter_asking(a)
     a.jump("settle")
     a.label("no_peer")
     a.jump_if(R0, "!=", -errno.ENOENT, "settle")
@@ -434,24 +451,58 @@ def _put(a: Assembler, number: int, value: Register) -> None:
 
 
 def _find_listener(a: Assembler, place: str) -> None:
-    """Look for the entry of this address, then of all; r0 leads to it or is 0."""
-    a.rule("The entry of its address, or of all addresses.")
-    for key in (KEY, ANY):
+    """Look for the entries of this address and of all; r0 is a value, or 0.
+
+    A listener of all addresses that did not ask may have come after one of a single
+    address that did, and has ended: the later one counts.
+    """
+    a.rule("The entry of its address, or of all addresses if that did not ask later.")
+    for key, slot in ((KEY, SINGLE), (ANY, EVERYWHERE)):
+        a.move(R1, 0)
+        a.store(R10, slot, R1)
         a.load_map(R1, LISTENERS)
         _point(a, R2, key[0])
         a.call(Helper.MAP_LOOKUP_ELEM)
-        if key is KEY:
-            a.jump_if(R0, "!=", 0, f"{place}_found")
+        a.jump_if(R0, "==", 0, f"{place}_{slot.name}_is_read")
+        a.load(R1, R0, TIME)
+        a.store(R10, slot, R1)
+        a.label(f"{place}_{slot.name}_is_read")
+    a.load(R0, R10, EVERYWHERE)
+    a.load(R1, R10, SINGLE)
+    a.jump_if(R1, "==", 0, f"{place}_chosen")
+    a.jump_if(R0, "&", FOLLOWED, f"{place}_compare")
+    a.jump(f"{place}_single")
+    a.label(f"{place}_compare")
+    a.jump_if(R0, ">", R1, f"{place}_chosen")
+    a.label(f"{place}_single")
+    a.move(R0, R1)
+    a.label(f"{place}_chosen")
+    a.jump_if(R0, "!=", FOLLOWED, f"{place}_found")
+    a.move(R0, 0)
     a.label(f"{place}_found")
 
 
-def _enter(a: Assembler, time: Register) -> None:
-    """Enter this listener, with the time of its end or 0."""
-    a.store(R10, SCRATCH, time)
+def _enter_asking(a: Assembler) -> None:
+    """Enter this listener, which asked, and that there is something for its port."""
+    a.call(Helper.KTIME_GET_NS)
+    a.bit_and(R0, ~FOLLOWED)
+    _enter(a, R0)
+    a.load_u64(R1, FOLLOWED)
+    a.store(R10, SCRATCH, R1)
+    _update(a, ANY, NEW)
+
+
+def _enter(a: Assembler, value: Register) -> None:
+    """Enter this listener, with a value."""
+    a.store(R10, SCRATCH, value)
+    _update(a, KEY, 0)
+
+
+def _update(a: Assembler, key: list[Field], flags: int) -> None:
     a.load_map(R1, LISTENERS)
-    _point(a, R2, KEY[0])
+    _point(a, R2, key[0])
     _point(a, R3, SCRATCH)
-    a.move(R4, 0)
+    a.move(R4, flags)
     a.call(Helper.MAP_UPDATE_ELEM)
 
 

@@ -31,6 +31,7 @@ from tests.discovery.option.cases import (
     BOTH_CLIENT,
     BOTH_SERVER,
     FAMILIES,
+    PLAIN_CLIENT,
     PLAIN_SERVER,
     WANT,
     asks,
@@ -266,6 +267,29 @@ def beside_a_foreign_program(room: Room) -> None:
     assert [one.name for one in done.foreign] == ["nosy"]
     matrix(room, "IPv4")
     matrix(room, "IPv6")
+
+
+@bare
+def a_plain_listener_after_one_that_asked(room: Room) -> None:
+    """Beside a foreign program: it is not taken for the one before it."""
+    foreign_program(room.cgroup)
+    install.attach(room.cgroup)
+    for bound in ("127.0.0.1", "0.0.0.0"):
+        first = listener("127.0.0.1", asks)
+        port = first.getsockname()[1]
+        pair = connected(first, prepare=asks)
+        assert read_state(pair.server) == BOTH_SERVER
+        pair.client.close()
+        pair.server.recv(1)  # the client's end is the one that waits: the port is free
+        pair.close()
+        second = tcp(bound)
+        second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        second.bind((bound, port))
+        second.listen()
+        pair = connected(second, prepare=asks)
+        assert read_state(pair.client) == PLAIN_CLIENT
+        assert read_state(pair.server) == 0
+        pair.close()
 
 
 @case

@@ -267,9 +267,11 @@ class _Helpers:
         return self.machine.address(Region.of("entry", self.kernel.pack("Q", found)))
 
     def map_update(self, table, key, value, flags, *_: Any) -> int:
-        assert flags == 0
-        number = self.machine.number(value, 8)
-        self._table(table)[self.machine.read(key, KEY_BYTES)] = number
+        assert flags in (0, 1)
+        entries, place = self._table(table), self.machine.read(key, KEY_BYTES)
+        if flags and place in entries:
+            return -errno.EEXIST
+        entries[place] = self.machine.number(value, 8)
         return 0
 
     def time(self, *_: Any) -> int:

@@ -327,7 +327,7 @@ ADDRESSES = [
     ("1:2:3:4:5:6:7:8", "1:2:3:9:5:6:7:8"),
     ("::ffff:127.0.0.1", "::ffff:127.0.0.9"),
     ("127.0.0.1", "::1"),
-    ("127.0.0.1", "0.0.0.0"),
+    ("127.0.0.1", "::"),
     ("0.0.0.0", "::"),
 ]
 
@@ -346,6 +346,41 @@ def test_a_plain_listener_of_another_address_disturbs_nobody(kernel, own, other)
     assert state(kernel, child) == WANT | DONE | SERVER | PEER
     assert answer(kernel, plain, PLAIN + SMC) == b""
     assert answer(kernel, server, PLAIN + SMC) == SMC
+
+
+@pytest.mark.parametrize(
+    ("own", "everywhere"),
+    [("127.0.0.1", "0.0.0.0"), ("::1", "::"), ("::ffff:127.0.0.1", "::")],
+)
+@pytest.mark.parametrize("is_forgotten", [False, True])
+def test_a_plain_listener_of_all_addresses_is_not_taken_for_one_of_a_single(
+    kernel, own, everywhere, is_forgotten
+):
+    """It has the connections of one that has ended, and they carry its address."""
+    first = opted(kernel, Sock(address=own))
+    listen(kernel, first, PORT)
+    if is_forgotten:
+        kernel.listeners[0].clear()
+        accept(kernel, first, PLAIN + SMC)
+    for _ in range(2):
+        plain = Sock(address=everywhere, callback_flags=WRITE_FLAG)
+        listen(kernel, plain, PORT)
+        assert answer(kernel, plain, PLAIN + SMC, to=own) == b""
+        kernel.now += 1000
+        again = opted(kernel, Sock(address=own))
+        listen(kernel, again, PORT)
+        assert answer(kernel, again, PLAIN + SMC) == SMC
+        child = accept(kernel, again, PLAIN + SMC)
+        assert state(kernel, child) == WANT | DONE | SERVER | PEER
+        kernel.now += 1000
+
+
+def test_plain_listeners_of_all_addresses_take_no_place_in_the_table(kernel):
+    listen(kernel, opted(kernel), PORT)
+    before = dict(kernel.listeners[0])
+    listen(kernel, Sock(address="0.0.0.0"), PORT + 1)
+    listen(kernel, Sock(address="::"), PORT)
+    assert kernel.listeners == [before]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ and expect an answer.
 
 Where the kernel does not know, or no program is there to ask any more, the client's own
 SYN tells that it may have been answered: then its first bytes are looked at. After
-`DOUBT_SECONDS` nobody has an answer any more of what is gone.
+`DOUBT_SECONDS` nobody has an answer any more of what is gone. A connection belongs to
+the listener of its port, because nobody tells which one it was.
 
 Source: `pysmc.discovery.option.sockets`; kernel counterpart: smc_listen in af_smc.c.
 """
@@ -61,9 +62,9 @@ class OptionServer:
         self.serves = False
         """Whether a listener opted in, so that clients may have shown the option."""
         self._why_not: Reason | None = None  # of the last listener that did not opt in
-        self._has_plain = False  # listeners that did not opt in
+        self._asked: set[int] = set()  # ports whose listeners opted in
         self._presence = presence
-        self._doubt_until: float | None = None
+        self._doubts: dict[int, float] = {}  # until when, by the port
         self._syn: bytes | None = None
 
     def open(self, listener: socket.socket, *, is_able: bool) -> None:
@@ -80,7 +81,7 @@ class OptionServer:
             if is_here and sockets.opt_in(listener):
                 # The programs do so as well, but clients may come a little earlier.
                 save_syn(listener)
-                self.serves = True
+                self._note(listener)
                 return
         except OSError:
             why = TOO_LATE
@@ -92,12 +93,17 @@ class OptionServer:
         except OSError:
             state = None
         if state is not None and WANT in state:
-            self.serves = True
+            self._note(listener)
             return
-        self._has_plain = True
         if self._presence.is_wanted and is_able:
             self._why_not = why
             log.info("listener %r does not show the TCP option: %s", listener, why)
+
+    def _note(self, listener: socket.socket) -> None:
+        self.serves = True
+        port = _port_of(listener)
+        self._asked.add(port)
+        self._doubts.pop(port, None)
 
     def inspect(self, conn: socket.socket, *, is_given: bool = False) -> Reason | None:
         """Look at an accepted connection: one system call.
@@ -120,7 +126,8 @@ class OptionServer:
         except OSError:
             state = None
         if state is not None and DONE in state:
-            self._doubt_until = None
+            if self._doubts:
+                self._doubts.pop(_port_of(conn), None)
             if state & (PEER | MAYBE):
                 return None
             if OptionState.NOSYN in state:
@@ -129,17 +136,15 @@ class OptionServer:
         if not self.serves:
             return self._reason()
         # Connections of a listener that did not opt in look as if none could.
-        is_ours = not is_given and not self._has_plain
-        if (is_ours or state) and self._may_be_answered(conn):
+        port = _port_of(conn)
+        if (state or port in self._asked) and self._may_be_answered(conn, port):
             return None
         return INCOMPLETE if state is None or state else self._reason()
 
-    def _may_be_answered(self, conn: socket.socket) -> bool:
+    def _may_be_answered(self, conn: socket.socket, port: int) -> bool:
         """Look at the SYN, for a while after programs were found to be missing."""
         now = self._presence.time()
-        if self._doubt_until is None:
-            self._doubt_until = now + DOUBT_SECONDS
-        if now >= self._doubt_until:
+        if now >= self._doubts.setdefault(port, now + DOUBT_SECONDS):
             return False
         with contextlib.suppress(OSError):
             self._syn = read_syn(conn)
@@ -155,3 +160,12 @@ class OptionServer:
         if self._why_not is not None:
             return self._why_not
         return TOO_LATE if self._presence.is_here() else NOT_INSTALLED
+
+
+def _port_of(sock: socket.socket) -> int:
+    """Give the local port; 0 when the socket is closed."""
+    try:
+        port: int = sock.getsockname()[1]
+    except OSError:
+        return 0
+    return port

@@ -147,6 +147,8 @@ def test_a_connection_that_is_gone(
     option.is_here = False
     server.open(bound, is_able=True)
     assert server.serves, "what has opted in before is not forgotten"
+    bound.close()
+    assert server.inspect(bound) is found.INCOMPLETE
 
 
 IPV4_SYN = bytes.fromhex("45000040") + bytes(16) + bytes(12) + b"\x80\2" + bytes(6)
@@ -208,19 +210,46 @@ def test_programs_that_go_before_the_connection_is_looked_at(
     assert server.inspect(bound) is None
 
 
+@pytest.mark.parametrize("is_given", [False, True])
 @pytest.mark.usefixtures("option")
-def test_beside_a_listener_that_did_not_opt_in_nothing_is_in_doubt(
-    server: OptionServer, bound: Any, monkeypatch: pytest.MonkeyPatch
+def test_beside_a_listener_that_did_not_opt_in(
+    server: OptionServer, bound: Any, monkeypatch: pytest.MonkeyPatch, is_given: bool
 ) -> None:
+    """Only the other one's clients may have been answered."""
     server.open(bound, is_able=True)
+    asked = saved(monkeypatch, SHOWN)
     with socket.create_server(("127.0.0.1", 0)) as plain:
         server.open(plain, is_able=True)
-    asked = saved(monkeypatch, SHOWN)
-    for state, why in ((None, found.INCOMPLETE), (OptionState(0), found.TOO_LATE)):
-        monkeypatch.setattr(sockets, "read_state", lambda _, state=state: state)
-        assert server.inspect(bound) is why
-    assert asked == []
-    monkeypatch.setattr(sockets, "read_state", lambda _: OptionState(33))
+        for state, why in ((None, found.INCOMPLETE), (OptionState(0), found.TOO_LATE)):
+            monkeypatch.setattr(sockets, "read_state", lambda _, state=state: state)
+            assert server.inspect(plain, is_given=is_given) is why
+            assert asked == []
+            assert server.inspect(bound, is_given=is_given) is None
+            assert asked.pop() is bound
+        monkeypatch.setattr(sockets, "read_state", lambda _: OptionState(33))
+        assert server.inspect(plain, is_given=is_given) is None
+
+
+def test_the_doubt_of_a_listener_ends_beside_one_that_is_sure(
+    option: Any, open_sockets: Any, bound: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a program that speaks first would lose every client that asks, for good."""
+    now = [0.0]
+    server = OptionServer(Presence(lambda: now[0], is_wanted=True))
+    younger = socket.socket()
+    open_sockets.append(younger)
+    younger.bind(("127.0.0.1", 0))
+    for one in (bound, younger):
+        server.open(one, is_able=True)
+    saved(monkeypatch, SHOWN)
+    states = {bound: OptionState(0), younger: OptionState(37)}
+    monkeypatch.setattr(sockets, "read_state", states.get)
+    assert server.inspect(bound) is None
+    now[0] = DOUBT_SECONDS
+    assert server.inspect(younger) is found.PEER_NO_SMC
+    assert server.inspect(bound) is not None
+    # The next one at this port begins anew, whoever was in doubt before.
+    server.open(bound, is_able=True)
     assert server.inspect(bound) is None
 
 

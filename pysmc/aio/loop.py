@@ -35,6 +35,7 @@ from pysmc.aio.sendfile import can_send, send_file
 from pysmc.aio.tls import make_tls_transport, start_tls
 from pysmc.aio.transport import SmcTransport
 from pysmc.config import Config
+from pysmc.discovery import OptionMark
 from pysmc.discovery.findings import PEER_NO_SMC
 from pysmc.discovery.mark import read_mark
 from pysmc.discovery.order import Way
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine
 
-    from pysmc.discovery import Announcement, Mark, OptionMark
+    from pysmc.discovery import Announcement, Mark
     from pysmc.fabric.base import Device
     from pysmc.info import ConnectionInfo
 
@@ -201,6 +202,8 @@ class Loop(RawSocketLoop):
         except BaseException:
             if not isinstance(found, Reason):
                 discovery.settle_tcp(found)
+                if isinstance(found, OptionMark) and found.is_late:
+                    self._remember(sock, found)
             raise
         if not isinstance(found, Reason):
             discovery.connected(found)

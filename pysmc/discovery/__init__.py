@@ -429,6 +429,8 @@ class Discovery:
             because: The same in full, for its code.
         """
         self._check_owner()
+        if isinstance(mark, OptionMark):
+            mark.settle_late(because)
         mark.settle_tcp(why, because)
 
     # --- life and end ------------------------------------------------------------

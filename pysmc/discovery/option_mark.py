@@ -102,6 +102,8 @@ class OptionMark:
         self._verdict: Verdict | None = None
         self._follows = False
         self._is_claimed = False
+        self.is_late = False
+        """Whether the connect goes on although nobody waits for it any more."""
         self._unclaimed: asyncio.TimerHandle | None = None
 
     @property
@@ -161,6 +163,7 @@ class OptionMark:
         self._is_claimed = True
         self._cancel_unclaimed()
         self._forget(self)
+        self.settle_late()
         if self._follows and not isinstance(self._other, Reason):
             return await self._other.wait()
         if self._verdict is None:
@@ -192,12 +195,22 @@ class OptionMark:
             if not isinstance(other, Reason):
                 other.settle_tcp(why)
             if sock is not None:  # it may be connected again, by somebody else
-                _take_back(sock, because)
+                self.is_late = not _take_back(sock, because)
         elif self._is_claimed or not self._verdict.smc:
             return
         elif sock is not None:
             _decline_unused(sock, because)
         self._verdict = _used_raw()
+
+    def settle_late(self, because: Reason | None = None) -> None:
+        """Take back what a connect that went on after its end has promised since.
+
+        Args:
+            because: As for `settle_tcp`.
+        """
+        sock = self._sock()
+        if self.is_late and sock is not None:
+            self.is_late = not _take_back(sock, because)
 
     def close(self) -> None:
         """Decide for TCP if nobody asked for the socket; idempotent."""
@@ -219,15 +232,22 @@ class OptionMark:
             self._unclaimed = None
 
 
-def _take_back(sock: socket.socket, because: Reason | None) -> None:
-    """Take the opt-in back; a connect that succeeded unnoticed has promised already."""
-    try:
+def _take_back(sock: socket.socket, because: Reason | None) -> bool:
+    """Take the opt-in back; a connect that succeeded unnoticed has promised already.
+
+    Returns:
+        False when it goes on, so that it may still do so.
+    """
+    with contextlib.suppress(OSError):
         sockets.opt_out(sock)
+        return True
+    try:
+        state = sockets.read_state(sock)
     except OSError:
-        with contextlib.suppress(OSError):
-            state = sockets.read_state(sock)
-            if state is not None and PEER in state:
-                _decline_unused(sock, because)
+        return True
+    if state is not None and PEER in state:
+        _decline_unused(sock, because)
+    return state is None or OptionState.DONE in state
 
 
 def _decline_unused(sock: socket.socket, because: Reason | None) -> None:

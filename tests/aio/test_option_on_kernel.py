@@ -7,6 +7,7 @@ middlebox does is done by nftables.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -39,6 +40,7 @@ table inet middlebox {{
     }}
 }}
 """
+HOOK = "type filter hook input priority 0;"
 STRANGER = 65533
 CASES: dict[str, Callable[[Room], None]] = {}
 
@@ -64,10 +66,12 @@ def play(scenario: Callable[[], Coroutine[Any, Any, Any]], config: Config) -> An
         return runner.run(asyncio.wait_for(scenario(), 30))
 
 
+def rules(text: str) -> None:
+    subprocess.run(["nft", "-f", "-"], input=text.encode(), check=True)
+
+
 def strip(flags: str) -> None:
-    subprocess.run(
-        ["nft", "-f", "-"], input=STRIP.format(flags=flags).encode(), check=True
-    )
+    rules(STRIP.format(flags=flags))
 
 
 @case
@@ -214,6 +218,48 @@ def a_socket_that_the_program_uses_itself(_: Room) -> None:
             while not served.infos:
                 await asyncio.sleep(0)
         assert served.infos[0].reason.name == "PEER_DECLINED"
+
+    play(scenario, ONLY)
+
+
+@case
+def a_connect_that_goes_on_after_its_end(_: Room) -> None:
+    """A server that speaks first speaks: it is told that no CLC will come."""
+    lose = "tcp flags & (syn|ack) == syn drop"
+
+    async def greet(reader: Any, writer: Any) -> None:
+        writer.write(ANSWER)
+        writer.close()
+
+    async def scenario() -> None:
+        loop: Any = asyncio.get_running_loop()
+        server = await pysmc.start_server(greet, HOST, 0)
+        address = server.sockets[0].getsockname()
+        for is_handed_over in (False, True):
+            rules(f"table inet lost {{\nchain input {{\n{HOOK}\n{lose}\n}}\n}}\n")
+            sock = socket.socket()
+            sock.setblocking(False)
+            connecting = loop.create_task(loop.sock_connect(sock, address))
+            while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) != b"\2":
+                await asyncio.sleep(0)
+            connecting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await connecting
+            rules("delete table inet lost\n")
+            connected = asyncio.Event()
+            loop.add_writer(sock, connected.set)
+            await connected.wait()
+            loop.remove_writer(sock)
+            if is_handed_over:
+                reader, writer = await pysmc.open_connection(sock=sock)
+                assert await reader.read() == ANSWER
+                writer.close()
+                await writer.wait_closed()
+            else:
+                assert ANSWER.startswith(await loop.sock_recv(sock, 1 << 16))
+                sock.close()
+        server.close()
+        await server.wait_closed()
 
     play(scenario, ONLY)
 

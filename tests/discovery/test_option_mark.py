@@ -200,6 +200,42 @@ async def test_a_connect_that_goes_on_after_it_was_cancelled(
     assert "opt out" in option.calls
 
 
+@pytest.mark.parametrize("is_handed_over", [False, True])
+async def test_a_program_that_uses_what_a_cancelled_connect_has_led_to(
+    kit: Any, option: Any, is_handed_over: bool
+) -> None:
+    """The server was answered after the end of the connect, and awaits CLC."""
+    client, server = kit.discovery(**ONLY), kit.discovery(**ONLY)
+    listener = kit.bound()
+    server.opt_in(listener)
+    listener.listen()
+    sock = kit.client()
+    mark = client.prepare(sock, listener.getsockname())
+    sock.connect_ex(listener.getsockname())
+    option.is_complete = False  # as a socket is seen whose SYN has no answer yet
+    client.settle_tcp(mark)
+    assert mark.is_late
+    option.is_complete = True
+    if is_handed_over:
+        assert kit.short(await client.wait_confirmed(mark)) == "NOT_MARKED/local"
+    for _ in range(2):
+        client.settle_tcp(mark)
+    assert not mark.is_late
+    declined(await kit.accept(listener))
+
+
+@pytest.mark.usefixtures("option")
+async def test_a_connect_whose_socket_is_closed_has_nothing_to_take_back(
+    kit: Any,
+) -> None:
+    client = kit.discovery(**ONLY)
+    sock = kit.client()
+    mark = client.prepare(sock, ("127.0.0.1", 9))
+    sock.close()
+    client.settle_tcp(mark)
+    assert not mark.is_late
+
+
 @pytest.mark.parametrize("is_used", [False, True])
 async def test_a_connect_that_is_cancelled_when_it_has_just_succeeded(
     kit: Any, option: Any, is_used: bool

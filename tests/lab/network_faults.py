@@ -3,6 +3,10 @@
 Faults are put on the veth pair with iproute2. Those of one protocol alone use a band of
 its own in a prio queue, so that RoCE (UDP port 4791) can be hurt while TCP lives, and
 the other way round.
+
+Soft-RoCE of Linux 6.12 ends a queue pair whose packet the network device refuses, and
+one does while its queue is exchanged for another. So `bands` come before what streams,
+and go after it; what is done to the bands in between nothing notices but its packets.
 """
 
 from __future__ import annotations
@@ -12,17 +16,18 @@ import select
 import subprocess
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "DEVICES",
     "TCP",
+    "bands",
     "gid_index",
     "impaired",
     "impaired_packets",
@@ -49,8 +54,36 @@ def run(command: str) -> str:
 
 
 @contextmanager
+def bands(devices: Iterable[str] = tuple(DEVICES)) -> Iterator[None]:
+    """Give network devices a band to be hurt in, while the block lasts.
+
+    Args:
+        devices: Which ones; one that has it keeps it.
+    """
+    given = [device for device in devices if not _has_bands(device)]
+    for device in given:
+        run(
+            f"tc qdisc add dev {device} root handle 1: prio bands 4"
+            " priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"
+        )
+    try:
+        yield
+    finally:
+        for device in given:
+            run(f"tc qdisc del dev {device} root")
+
+
+def _has_bands(device: str) -> bool:
+    queues = json.loads(run(f"tc -j qdisc show dev {device}"))
+    return any(queue["kind"] == "prio" for queue in queues)
+
+
+@contextmanager
 def impaired(
-    how: str, match: str = ROCE, devices: tuple[str, ...] = ("va", "vb")
+    how: str,
+    match: str = ROCE,
+    devices: Iterable[str] = tuple(DEVICES),
+    room: int = 10_000,
 ) -> Iterator[None]:
     """Hurt one protocol while the block lasts, in both directions.
 
@@ -58,22 +91,18 @@ def impaired(
         how: What netem does, as tc wants it: "loss 1%".
         match: Whom it is done to, as tc's u32 classifier wants it.
         devices: On whose way out.
+        room: Packets that may wait there; a device refuses what comes beyond.
     """
-    for device in devices:
-        run(
-            f"tc qdisc add dev {device} root handle 1: prio bands 4"
-            " priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0"
-        )
-        run(f"tc qdisc add dev {device} parent 1:4 handle 40: netem {how} limit 10000")
-        run(
-            f"tc filter add dev {device} parent 1: protocol ip prio 1 u32"
-            f" match {match} flowid 1:4"
-        )
-    try:
-        yield
-    finally:
+    with ExitStack() as undo:
+        undo.enter_context(bands(devices))
         for device in devices:
-            run(f"tc qdisc del dev {device} root")
+            queue = f"dev {device} parent 1:4 handle 40:"
+            run(f"tc qdisc add {queue} netem {how} limit {room}")
+            undo.callback(run, f"tc qdisc del {queue}")
+            those = f"dev {device} parent 1: protocol ip prio 1"
+            run(f"tc filter add {those} u32 match {match} flowid 1:4")
+            undo.callback(run, f"tc filter del {those}")
+        yield
 
 
 def impaired_packets() -> int:

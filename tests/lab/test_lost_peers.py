@@ -13,11 +13,13 @@ import select
 import signal
 import subprocess
 import time
+from typing import Any
 
 import pytest
 
 from tests.lab.network_faults import (
     TCP,
+    bands,
     gid_index,
     impaired,
     link_down,
@@ -30,6 +32,8 @@ from tests.lab.network_faults import (
 pytestmark = pytest.mark.lab(seconds=60)
 LONG = pytest.mark.lab_long(seconds=60)
 """Only by make lab-long: a near relative is in every run."""
+IN_BANDS = pytest.mark.usefixtures("in_bands")
+"""Set up before the ends, and undone when they have ended."""
 
 QUICK = {"test_link_interval": 2.0, "test_link_wait": 2.0, "idle_group_wait": 0.5}
 SILENCE = QUICK["test_link_interval"] + QUICK["test_link_wait"]
@@ -59,8 +63,21 @@ def assert_cut(ends, server, client, since: float, within: float) -> None:
         seconds = record["ended_at"] - since
         print(f"after {seconds:.2f} s: {record['error']}: {record['text']}")
         assert seconds < within + SLACK, record
+    for end in (server, client):
+        show_longest(end)
     assert at_server["received"] <= at_client["sent"]
     assert at_client["received"] <= at_server["sent"]
+
+
+def show_longest(end) -> dict[str, Any]:
+    """Show which callback of an end took longest; gives what it took."""
+    facts = end.ask("facts")
+    for what in ("by_wall", "by_cpu"):
+        took = facts[what]
+        times = f"{took['wall'] * 1000:.1f} ms, {took['cpu'] * 1000:.1f} ms of CPU"
+        print(f"{end.name}: longest callback {what}: {times} ({took['name']})")
+    longest: dict[str, Any] = facts["by_wall"]
+    return longest
 
 
 def assert_as_before(ends, server, client, before) -> None:
@@ -74,9 +91,23 @@ def assert_as_before(ends, server, client, before) -> None:
     wait_for_resources(before)
 
 
+def assert_they_go_on(*those) -> None:
+    """Ends that stream without end receive more, and have not ended."""
+    for end in those:
+        wanted = end.ask("reach", received=0)["received"][0] + MOMENT_BYTES
+        assert end.ask("reach", received=wanted)["received"][0] >= wanted, end.name
+
+
 @pytest.fixture
 def before():
     return resources()
+
+
+@pytest.fixture
+def in_bands():
+    """Devices whose queues nobody has to exchange while something streams."""
+    with bands():
+        yield
 
 
 @pytest.fixture
@@ -87,6 +118,7 @@ def streaming(ends):
         server, client = ends.pair(**QUICK | changes)
         for end in (server, client):
             end.ask("reach", received=MOMENT_BYTES)
+            end.ask("forget_callbacks")
         return server, client
 
     return make
@@ -106,9 +138,7 @@ def test_another_address_of_a_port_comes_and_goes(ends, streaming, before):
     server, client = streaming()
     run("ip addr add 10.0.0.77/24 dev vb")
     run("ip addr del 10.0.0.77/24 dev vb")
-    for end in (server, client):
-        received = end.ask("reach", received=0)["received"][0]
-        end.ask("reach", received=received + MOMENT_BYTES)
+    assert_they_go_on(server, client)
     server.ask("close")
     for end in (server, client):
         (record,) = end.ask("records")["records"]
@@ -116,6 +146,7 @@ def test_another_address_of_a_port_comes_and_goes(ends, streaming, before):
     assert_as_before(ends, server, client, before)
 
 
+@IN_BANDS
 def test_roce_is_dropped_and_tcp_lives(ends, streaming, before):
     server, client = streaming()
     with impaired("loss 100%"):
@@ -124,6 +155,7 @@ def test_roce_is_dropped_and_tcp_lives(ends, streaming, before):
     assert_as_before(ends, server, client, before)
 
 
+@IN_BANDS
 def test_roce_is_dropped_beneath_an_idle_connection(ends, before):
     server, client = ends.pair(total=0, **QUICK)
     with impaired("loss 100%"):
@@ -133,15 +165,33 @@ def test_roce_is_dropped_beneath_an_idle_connection(ends, before):
 
 
 @LONG
+@IN_BANDS
+def test_our_own_queue_is_full(ends, streaming, before):
+    """Soft-RoCE of Linux 6.12 takes what its network device refuses for an error."""
+    server, client = streaming()
+    with impaired("delay 1s", devices=("vb",), room=1):
+        since = time.monotonic()
+        (ours,) = client.ask("records")["records"]
+        (theirs,) = server.ask("records")["records"]
+    assert "IBV_WC_WR_FLUSH_ERR" in ours["text"]
+    for record in (ours, theirs):
+        print(f"after {record['ended_at'] - since:.2f} s: {record['text']}")
+        assert (record["wrong"], record["is_connection_error"]) == (None, True)
+        assert record["ended_at"] - since < AT_ONCE + SLACK
+    assert_as_before(ends, server, client, before)
+
+
+@LONG
+@IN_BANDS
 def test_tcp_is_dropped_and_roce_lives(ends, streaming, before):
     server, client = streaming()
     with impaired("loss 100%", TCP):
-        for end in (server, client):
-            received = end.ask("reach", received=0)["received"][0]
-            end.ask("reach", received=received + MOMENT_BYTES)
+        assert_they_go_on(server, client)
+    assert_they_go_on(server, client)
     server.ask("close")
-    client.ask("records")
-    server.ask("records")
+    for end in (server, client):
+        (record,) = end.ask("records")["records"]
+        assert record["wrong"] is None
     assert_as_before(ends, server, client, before)
 
 
@@ -171,9 +221,7 @@ def test_a_peer_stops_for_a_moment(ends, streaming):
     client.signal(signal.SIGSTOP)
     rest(server)
     client.signal(signal.SIGCONT)
-    for end in (server, client):
-        received = end.ask("reach", received=0)["received"][0]
-        end.ask("reach", received=received + MOMENT_BYTES)
+    assert_they_go_on(server, client)
     server.ask("close")
     for end in (server, client):
         (record,) = end.ask("records")["records"]
@@ -206,9 +254,7 @@ def test_the_device_is_removed_in_use(ends, streaming, before):
     """Soft-RoCE of Linux 6.12 waits with that until the last user has closed it."""
     server, client = streaming()
     with subprocess.Popen(["rdma", "link", "del", "rxe0"]) as removal:
-        for end in (server, client):
-            received = end.ask("reach", received=0)["received"][0]
-            end.ask("reach", received=received + MOMENT_BYTES)
+        assert_they_go_on(server, client)
         assert removal.poll() is None
         server.ask("close")
         for end in (server, client):
@@ -236,9 +282,7 @@ def nobody_answers(ends):
         neighbour = run("ip neigh show 10.0.0.77")
         print(neighbour, run("ip route get 10.0.0.77 from 10.0.0.1 oif va"))
         assert "lladdr" not in neighbour
-        facts = server.ask("facts")
-        print(f"longest callbacks: {facts['by_wall']}; {facts['by_cpu']}")
-        assert facts["by_wall"]["wall"] < LONGEST_CALLBACK
+        assert show_longest(server)["wall"] < LONGEST_CALLBACK
         (info,) = answer["infos"]
         assert info["mode"] == "tcp"
         assert info["reason"]["name"] in {"LINK_FAILED", "ROUTE"}

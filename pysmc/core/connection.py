@@ -19,7 +19,7 @@ smc_rx.c.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pysmc.core.close import CloseInput, Side
 from pysmc.core.connection_end import (
@@ -38,7 +38,11 @@ from smcproto.constants import ProducerFlags
 if TYPE_CHECKING:
     from pysmc.core.rmb import RToken
 
-__all__ = ["Connection", "Update", "split_wr_id"]
+__all__ = ["POSTS_MAX", "Connection", "Update", "split_wr_id"]
+
+POSTS_MAX: Final = 64
+"""Updates of a connection that a fabric has at once before writes wait for it. Small
+ones are put together meanwhile, where each would be two requests to the device."""
 
 _REQUESTED = int(ProducerFlags.CONSUMER_UPDATE_REQUESTED) << 8
 _FAILOVER = int(ProducerFlags.FAILOVER_VALIDATION) << 8
@@ -114,14 +118,15 @@ class Connection(EndingConnection):
 
         Returns:
             At most two (remote address, length) pairs, in order; none when there is
-            no space, or too little to be worth an announcement of its own.
+            no space, or too little to be worth an announcement of its own, or
+            `POSTS_MAX` updates have yet to complete.
 
         Raises:
             LocalProtocolError: We have said that we finished writing, to a peer that
                 is still there. One that has ended takes nothing, whoever ended it: its
                 connections are told of a lost link one after another.
 
-        Reference: RFC 7609 section 4.7.3; kernel counterpart: smc_tx.c.
+        Reference: RFC 7609 section 4.7.3; kernel counterpart: smc_tx_should_cork().
         """
         ring = self._peer_ring
         if ring is None or self._peer_ended:
@@ -146,11 +151,13 @@ class Connection(EndingConnection):
                 self.update_due = True
         else:
             self._flags &= ~BLOCKED
-        if count <= 0 or (
-            count < waiting and count < limit and count < self._least_claim
+        if (
+            count <= 0
+            or len(self._posted) >= POSTS_MAX
+            or (count < waiting and count < limit and count < self._least_claim)
         ):
-            # Half of what may be on its way still is, so more room is sure to be
-            # reported: a few large pieces cost less than many small ones.
+            # Half of what may be on its way still is, or that many updates: so news is
+            # sure to come, and a few large pieces cost less than many small ones.
             return ()
         self._tx_produced = produced + count
         self.update_due = True
@@ -271,7 +278,7 @@ class Connection(EndingConnection):
         posted = self._posted
         if not posted:
             return News.NOTHING
-        before = self.writable
+        before, was_full = self.writable, len(posted) >= POSTS_MAX
         if sequence is not None and posted[0][0] != sequence:
             if all(entry[0] != sequence for entry in posted):
                 return News.NOTHING
@@ -280,7 +287,9 @@ class Connection(EndingConnection):
         self._tx_completed = max(self._tx_completed, posted.popleft()[1])
         # A claim may be waiting for more, though there was a little.
         grew = before <= self._least_claim and self.writable > before
-        return News.SPACE if grew else News.NOTHING
+        if grew or (was_full and len(posted) < POSTS_MAX):
+            return News.SPACE
+        return News.NOTHING
 
     def receive_update(self, update: Update) -> int:
         """Follow what the peer says.

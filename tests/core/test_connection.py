@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pysmc.core.connection import Connection, split_wr_id
+from pysmc.core.connection import POSTS_MAX, Connection, split_wr_id
 from pysmc.core.events import News
 from pysmc.core.rmb import Rmb, RToken
 from pysmc.core.roles import Role
@@ -229,6 +229,26 @@ def test_a_completion_at_once_covers_those_before_it(make_duo: type[Duo]) -> Non
     assert duo.left.writable == 8
     assert duo.left.publish_completed() == News.NOTHING
     assert duo.left.writable == 8
+
+
+def test_writes_wait_while_many_updates_are_on_their_way(
+    make_duo: type[Duo],
+) -> None:
+    """What is written meanwhile goes as one piece, with one update."""
+    duo = make_duo(right_bytes=4096, sndbuf_bytes=4096)
+    for _ in range(POSTS_MAX):
+        assert duo.left.claim(8)
+        duo.left.take_update()
+        duo.left.published(completed=False)
+    assert duo.left.claim(8) == ()
+    assert not duo.left.update_due, "the peer has room: it is not what we wait for"
+    assert duo.left.publish_completed() == News.SPACE
+    assert duo.left.claim(800) == ((1000 + 8 * POSTS_MAX, 800),)
+    duo.left.take_update()
+    duo.left.published(completed=False)
+    assert duo.left.claim(8) == ()
+    assert duo.left.publish_completed(5) == News.SPACE
+    assert duo.left.publish_completed() == News.NOTHING, "it was told already"
 
 
 def test_a_completion_names_its_publish(make_duo: type[Duo]) -> None:

@@ -295,6 +295,13 @@ class Obedience:
             stream.transport.close()
         return {}
 
+    async def do_groups_end(self) -> dict[str, Any]:
+        """Wait until this process has no link group; tells when that was so."""
+        loop: Any = asyncio.get_running_loop()
+        while loop.driver.endpoint.groups:
+            await asyncio.sleep(0.02)
+        return {"at": time.monotonic()}
+
     async def do_facts(self) -> dict[str, Any]:
         """Tell what this process holds, and its longest callbacks so far."""
         gc.collect()

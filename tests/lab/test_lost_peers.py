@@ -158,6 +158,8 @@ def test_roce_is_dropped_and_tcp_lives(ends, streaming, before):
 @IN_BANDS
 def test_roce_is_dropped_beneath_an_idle_connection(ends, before):
     server, client = ends.pair(total=0, **QUICK)
+    for end in (server, client):
+        end.ask("forget_callbacks")
     with impaired("loss 100%"):
         since = time.monotonic()
         assert_cut(ends, server, client, since, within=SILENCE + RETRIES)
@@ -178,6 +180,10 @@ def test_our_own_queue_is_full(ends, streaming, before):
         print(f"after {record['ended_at'] - since:.2f} s: {record['text']}")
         assert (record["wrong"], record["is_connection_error"]) == (None, True)
         assert record["ended_at"] - since < AT_ONCE + SLACK
+    # The server's end of the link waits for acknowledgements that will not come.
+    seconds = server.ask("groups_end")["at"] - since
+    print(f"the link was gone after {seconds:.2f} s")
+    assert seconds < RETRIES + SLACK
     assert_as_before(ends, server, client, before)
 
 

@@ -128,6 +128,20 @@ REST = [
 
 TLS = ["tests/twins/test_sslproto.py", "tests/twins/test_ssl.py"]
 TLS_CASES = 30
+OTHER_TWINS = [
+    f"tests/twins/test_{name}.py"
+    for name in ("events", "sendfile", "server", "sock_lowlevel", "streams")
+]
+OTHER_CASES = 44
+AT_LOOPBACK = [
+    "--deselect=tests/twins/" + name
+    for name in (
+        "test_events.py::test_create_server",  # and two that begin so
+        "test_events.py::test_server_close",
+        "test_sock_lowlevel.py::test_sock_accept",
+    )
+]
+"""They connect to 127.0.0.1, wherever the lane is: there is no device on that way."""
 CLIENTS = 5
 """Where a twin has 25 at once, with a TLS handshake and 2 MiB each: in an emulated
 machine, whose one process is all of them and their server, no deadline would hold."""
@@ -166,3 +180,9 @@ def test_the_rest_over_the_fabric(place) -> None:
 def test_tls_over_the_fabric(place) -> None:
     """Every twin of asyncio's own tests of TLS."""
     play_all(place, TLS, TLS_CASES)
+
+
+@pytest.mark.lab_long(seconds=200)
+@pytest.mark.timeout(250)
+def test_the_other_twins_over_the_fabric(place) -> None:
+    play_all(place, OTHER_TWINS + AT_LOOPBACK, OTHER_CASES)

@@ -65,3 +65,24 @@ def test_a_decline_that_tcp_did_not_take_ends_with_the_connection() -> None:
     faults = ("cut TCP into pieces", "pause a link for long")
     ended = outcomes(*faults, which=16, steps=range(5, 80), talks=(TALK,))
     assert "ended: ConnectionReset" in ended
+
+
+def test_who_reads_too_slowly_is_an_excuse_for_its_peer() -> None:
+    """Whoever closes waits for room for `close_wait`, and not for ever."""
+    reader = Script(api="protocol", read_bytes=700, read_pause=3.0)
+    talk = Conversation(1, 0, Script(writes=(40_000,)), reader, begin=0.1)
+    outcome = play(Spec(1, (CONFIG, CONFIG), (talk,)))
+    assert outcome.problems == []
+    assert outcome.counts["ended: ConnectionAborted"] == 1
+
+
+@pytest.mark.slow
+def test_a_removed_device_is_watched_no_more() -> None:
+    """Its number was the next socket's, which nobody heard of."""
+    talks = (TALK, replace(TALK, caller=2, begin=0.4))
+    for step in range(20, 60, 4):
+        fault = Fault("remove a device", step, 0)
+        configs = (CONFIG, CONFIG, Config(discovery=()))
+        outcome = play(Spec(1, configs, talks, (fault,)))
+        assert outcome.problems == [], step
+        assert outcome.counts["ended: complete"] >= 1

@@ -239,6 +239,7 @@ class WorldLoop(Loop):
             clock=self.time,
             entropy=process.entropy,
             discovery=discovery,
+            unwatch=self._unwatch_device,
         )
         driver.lookup = discovery.lookup()
         driver.admission.is_here = process.host.__eq__

@@ -368,7 +368,24 @@ def _judge(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
     for talking in town.talkings:
         if requires:
             talking.excuses.append("SMC-R is required")
+        if _reads_too_slowly(talking.conversation, spec.configs):
+            talking.excuses.append("nobody made room in time")
         judge(talking, outcome)
+
+
+def _reads_too_slowly(conversation: Conversation, configs: tuple[Config, ...]) -> bool:
+    """Tell whether who closes may wait in vain for room at its peer.
+
+    A reader that pauses after each piece of what was handed over to it takes nothing
+    more meanwhile, and ``close_wait`` ends the connection of who has closed.
+    """
+    client = conversation.client, configs[conversation.caller]
+    server = conversation.server, configs[conversation.listener]
+    for (reader, its), (_, other) in ((client, server), (server, client)):
+        pieces = -(-its.rmbe_bytes // reader.read_bytes)
+        if reader.read_pause * pieces >= other.close_wait:
+            return True
+    return False
 
 
 def judge(talking: Talking, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab import kernel
-from lab.errors import LabMissing
+from lab.errors import LabMissing, NotOffered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,12 +108,44 @@ def test_the_index_is_fetched_without_privilege_where_it_is_empty(
     commands = Commands(pkgnames=(0, ""), update=(0, ""))
     monkeypatch.setattr(kernel, "_run", commands)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    with pytest.raises(LabMissing, match=r"no linux-image-6\.12"):
+    with pytest.raises(LabMissing, match=r"no linux-image-6\.12") as told:
         kernel.get()
+    assert not isinstance(told.value, NotOffered), "the usual one has to be there"
     asked, updated, again = commands.ran
     assert "Dir::State" not in asked
     assert f"Dir::State::lists={cache}" in updated
     assert f"Dir::State::lists={cache}" in again
+
+
+@pytest.mark.parametrize(
+    ("release", "kind"),
+    [
+        ({"ID": "debian", "VERSION_ID": "12"}, LabMissing),
+        ({"ID": "debian", "VERSION_ID": "13"}, NotOffered),
+        ({"ID": "debian"}, NotOffered),
+        ({"ID": "ubuntu", "VERSION_ID": "12"}, NotOffered),
+        (None, NotOffered),
+    ],
+)
+def test_a_kernel_that_a_distribution_never_had_is_told_from_one_that_is_lost(
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release: dict[str, str] | None,
+    kind: type[LabMissing],
+) -> None:
+    def here() -> dict[str, str]:
+        if release is None:
+            raise FileNotFoundError
+        return release
+
+    monkeypatch.setattr("platform.freedesktop_os_release", here)
+    monkeypatch.setattr(kernel, "_run", Commands(pkgnames=(0, ""), update=(0, "")))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(
+        LabMissing, match=r"no linux-image-6\.1\..* of Debian 12;"
+    ) as told:
+        kernel.get("6.1")
+    assert type(told.value) is kind
 
 
 def test_a_download_that_fails_says_which(

@@ -46,7 +46,8 @@ from lab.kernel import Kernel
 pytest_plugins = ["lab.plugin"]
 def prepare(results, series):
     if series == os.environ.get("NOT_THERE"):
-        raise lab.errors.LabMissing("no kernel {}", series)
+        kind = getattr(lab.errors, os.environ.get("WHY", "LabMissing"))
+        raise kind("no kernel {}", series)
     kernel = Kernel(Path("k"), f"{series}.1")
     return lab.machine.Setup("tcg", kernel, Path("a"), results)
 lab.machine.prepare = prepare
@@ -198,6 +199,9 @@ def test_a_kernel_that_cannot_be_had_leaves_its_tests_out(run, tmp_path: Path) -
     code, text = run(usual, NOT_THERE="6.1", PYSMC_LAB="require")
     assert (code, "2 failed, 4 passed" in text) == (1, True), text
     assert "no kernel 6.1 (PYSMC_LAB=require)" in text
+    never = {"NOT_THERE": "6.1", "WHY": "NotOffered", "PYSMC_LAB": "require"}
+    code, text = run(usual, **never)
+    assert (code, "4 passed, 2 skipped" in text) == (0, True), text
 
 
 def test_a_kernel_that_nobody_knows_is_told(run, tmp_path: Path) -> None:

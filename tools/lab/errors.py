@@ -19,5 +19,9 @@ class LabMissing(LabError):
     """This machine lacks something; the text says what, and how to get it."""
 
 
+class NotOffered(LabMissing):
+    """This distribution never had it: a lab that is required does without."""
+
+
 class GuestDied(LabError):
     """QEMU has ended, or the guest did not answer in time."""

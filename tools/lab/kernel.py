@@ -9,6 +9,7 @@ that a guest without hardware can use are kept, and nothing is installed.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.errors import LabMissing
+from lab.errors import LabMissing, NotOffered
 from lab.places import cache
 
 if TYPE_CHECKING:
@@ -34,8 +35,17 @@ class Series:
     """What the distribution's packages are called."""
     variable: str
     """Environment: names a package to take in place of a download."""
-    where: str
-    """Which releases of the distribution have it."""
+    releases: tuple[str, ...]
+    """Which of Debian have it."""
+
+    @property
+    def is_offered_here(self) -> bool:
+        """Whether this distribution has it, if its index can be read."""
+        try:
+            here = platform.freedesktop_os_release()
+        except OSError:
+            return False
+        return here["ID"] == "debian" and here.get("VERSION_ID") in self.releases
 
 
 SERIES = {
@@ -48,7 +58,7 @@ SERIES = {
                 r"(?P<rest>-unsigned)?"
             ),
             "PYSMC_LAB_KERNEL",
-            "Debian 12 or 13",
+            ("12", "13"),
         ),
         Series(
             "6.1",
@@ -57,7 +67,7 @@ SERIES = {
                 r"(?P<rest>-unsigned)?"
             ),
             "PYSMC_LAB_KERNEL_6_1",
-            "Debian 12",
+            ("12",),
         ),
     )
 }
@@ -153,6 +163,7 @@ def get(series: str = USUAL, *, is_newest_wanted: bool = False) -> Kernel:
 
     Raises:
         LabMissing: None can be had.
+        NotOffered: This distribution has none of a series that is not the usual one.
     """
     named = os.environ.get(SERIES[series].variable)
     if named:
@@ -171,8 +182,11 @@ def _download(series: Series) -> Kernel:
         options = _own_lists()
         name = _newest(series, options)
     if name is None:
-        text = "the package index has no linux-image-{}.*-amd64 of {}; {} may name one"
-        raise LabMissing(text, series.name, series.where, series.variable)
+        text = "the index has no linux-image-{}.*-amd64 of Debian {}; {} may name one"
+        releases = " or ".join(series.releases)
+        is_extra = series.name != USUAL and not series.is_offered_here
+        kind = NotOffered if is_extra else LabMissing
+        raise kind(text, series.name, releases, series.variable)
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         # As root, apt would hand this to a user of its own, who may not write here.
         command = ["apt-get", *options, "-qq", "-o", "APT::Sandbox::User=root"]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab import bytecode, kernel, machine, needs
-from lab.errors import GuestDied, LabError, LabMissing
+from lab.errors import GuestDied, LabError, LabMissing, NotOffered
 from lab.places import ROOT, new_results
 from lab.runner import kernel_of, keywords_of, limit_of
 
@@ -113,6 +113,8 @@ class Lab:
         if not why:
             try:
                 return self._guest_for(item).reports(item)
+            except NotOffered as error:
+                return [skipped(item, str(error))]
             except LabMissing as error:
                 why = str(error)
         if needs.is_required():

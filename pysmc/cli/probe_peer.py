@@ -322,8 +322,6 @@ def _ask(
         found.answer_ms = (clock() - began) * 1000
         if found.answer is not None:
             _judge_answer(found, found.answer)
-        if isinstance(found.answer, clc.Accept | clc.SmcdAccept):
-            sock.sendall(_decline(found.offer, found.answer).build())
     except TimeoutError:
         found.end(
             "NO_ANSWER",
@@ -333,6 +331,11 @@ def _ask(
         )
     except OSError as error:
         _closed(found, f"ended the connection: {_words(error)}")
+    if isinstance(found.answer, clc.Accept | clc.SmcdAccept):
+        assert found.offer is not None
+        # Whoever has gone since has nothing that a Decline could put in order.
+        with contextlib.suppress(OSError):
+            sock.sendall(_decline(found.offer, found.answer).build())
 
 
 def _is_listed(found: Finding, config: Config) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import ssl
+import struct
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -167,6 +168,31 @@ class TestAccept:
         peer = serve(answer)
         assert ask(peer.name)[1]["clc"] == "accept"
         assert peer.done().rest == b""
+
+    def test_a_peer_that_is_gone_before_the_decline(self, serve, ask, monkeypatch):
+        """What it answered is told as it came."""
+        accepted, gone = threading.Event(), threading.Event()
+        decline = probe_peer._decline
+
+        def answer(peer: Peer, sock: socket.socket) -> None:
+            peer.propose(sock)
+            sock.sendall(ACCEPT.build())
+            assert accepted.wait(PATIENCE)
+            linger = struct.pack("ii", 1, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            sock.close()
+            gone.set()
+            raise SystemExit
+
+        def late(*words: Any) -> clc.Decline:
+            accepted.set()
+            assert gone.wait(PATIENCE)
+            return decline(*words)
+
+        monkeypatch.setattr(probe_peer, "_decline", late)
+        code, found = ask(serve(answer).name)
+        assert (code, found["clc"], found["reason"]) == (0, "accept", None)
+        assert found["detail"] == "The peer accepts, with a new link group."
 
     def test_a_peer_that_never_stops_talking(self, serve, ask, monkeypatch):
         monkeypatch.setattr(probe_peer, "GOODBYE_BYTES", 1 << 16)

@@ -19,7 +19,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEVICES",
     "TCP",
+    "Impaired",
     "bands",
     "gid_index",
     "impaired",
@@ -105,14 +106,24 @@ def impaired(
         yield
 
 
-def impaired_packets() -> int:
+class Impaired(NamedTuple):
+    """What went through what `impaired` has put there."""
+
+    packets: int
+    """All of them."""
+    dropped: int
+    """Those of them that went no further."""
+
+
+def impaired_packets() -> Impaired:
     """Count the packets that went through what `impaired` has put there."""
-    count = 0
+    passed = dropped = 0
     for device in DEVICES:
         for queue in json.loads(run(f"tc -s -j qdisc show dev {device}")):
             if queue["kind"] == "netem":
-                count += queue["packets"] + queue["drops"]
-    return count
+                passed += queue["packets"]
+                dropped += queue["drops"]
+    return Impaired(passed + dropped, dropped)
 
 
 @contextmanager

@@ -13,12 +13,16 @@ import functools
 import platform
 import select
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smcproto.llc import TestLink
 from tests.lab import smc_netlink
+from tests.lab.capture import captured, frames
 from tests.lab.kernel_smc import set_up
 from tests.lab.matrix import (
     CELLS,
@@ -41,6 +45,7 @@ from tests.lab.network_faults import (
     resources,
 )
 from tests.lab.players import PysmcPlayer, be_a_kernel_end
+from tests.lab.wire_log import said
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -57,6 +62,9 @@ CONNECT_SECONDS = 20.0
 """A kernel gives up after 6 s, or after 10 in all."""
 PACKETS_LEAST = 2048
 """Of 1,024 bytes, which a network that is hurt has to see: a mebibyte each way."""
+TEST_LINKS_LEAST = 2
+"""Of the cell that is idle for five times as long as it takes to ask for one; an end
+that was asked need not ask."""
 NOTICE_SECONDS = 12.0
 """In which an end has to notice that the other is gone, with `QUICK`."""
 QUICK = {"test_link_interval": 1.0, "test_link_wait": 2.0}
@@ -321,10 +329,33 @@ class Play:
                 undo.enter_context(impaired(self.cell.network))
             self.stages(self.cell.stages)
             if self.cell.network:
-                self.figures["packets"] = impaired_packets()
-                assert self.figures["packets"] > PACKETS_LEAST
+                self._judge_network()
         self.compare()
         self.finish()
+
+    def _judge_network(self) -> None:
+        """What was to be hurt went through there, and was hurt."""
+        hurt = impaired_packets()
+        self.figures |= {"packets": hurt.packets, "dropped": hurt.dropped}
+        assert hurt.packets > PACKETS_LEAST, hurt
+        assert hurt.dropped or "loss" not in self.cell.network, hurt
+
+    def _idle(self) -> None:
+        """What crosses the wire meanwhile is the ends' asking each other."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "idle.pcap"
+            with captured(path):
+                self._plain()
+            words = collections.Counter(
+                f"{one.end}: {one.words}"
+                for one in said(frames(path.read_bytes()))
+                if one.words.startswith(TestLink.__name__)
+            )
+        self.figures["test_links"] = dict(words)
+        asked = [words[f"{role}: TestLink"] for role in self.kinds]
+        answered = [words[f"{role}: TestLink response"] for role in self.kinds]
+        assert sum(asked) >= TEST_LINKS_LEAST, words
+        assert asked == answered[::-1], words
 
     def _crowd(self) -> None:
         small = {"rmbe_bytes": 16 * KIB, "sndbuf_bytes": 16 * KIB}

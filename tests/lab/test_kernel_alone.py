@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.lab.kernel_smc import smc_socket
 from tests.lab.smc_netlink import smc_diag
+
+if TYPE_CHECKING:
+    import socket
 
 SERVER, CLIENT = "10.0.0.1", "10.0.0.2"
 COUNT = 256 * 1024
@@ -26,9 +29,20 @@ def serve(tell: Any, count: int) -> None:
         left = count
         while left:
             data = accepted.recv(1 << 16)
+            assert data, f"the stream ended {left} bytes too soon"
             accepted.sendall(data)
             left -= len(data)
         assert accepted.recv(1) == b""
+
+
+def receive(client: socket.socket, count: int) -> bytes:
+    """Receive exactly so many bytes."""
+    received = b""
+    while len(received) < count:
+        data = client.recv(min(count - len(received), 1 << 16))
+        assert data, f"the stream ended after {len(received)} bytes"
+        received += data
+    return received
 
 
 def connect(tell: Any, port: int, count: int) -> None:
@@ -39,14 +53,11 @@ def connect(tell: Any, port: int, count: int) -> None:
         client.connect((SERVER, port))
         mine = client.getsockname()[1]
         client.sendall(sent[: count // 2])
-        received = b""
-        while len(received) < count // 2:
-            received += client.recv(1 << 16)
+        received = receive(client, count // 2)
         views = [one for one in smc_diag() if mine in {one.port, one.peer_port}]
         tell(views=sorted((one.role, one.mode, one.device) for one in views))
         client.sendall(sent[count // 2 :])
-        while len(received) < count:
-            received += client.recv(1 << 16)
+        received += receive(client, count - len(received))
         tell(is_equal=received == sent)
 
 

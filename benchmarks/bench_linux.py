@@ -194,14 +194,25 @@ class Bench:
         self._ueid = options.ueid
         self._hosts = options.hosts.split(",")
         self._stack = stack
-        self._clients = {pair: self._pair(*pair.split("-")) for pair in PAIRS}
+        self._began = time.monotonic()
+        self._clients = self._start_all()
 
-    def _pair(self, client: str, server: str) -> subprocess.Popen[str]:
+    def _start_all(self) -> dict[str, subprocess.Popen[str]]:
+        """Start every process; a start of Python may take seconds, so at once."""
         host, local = self._hosts
-        serving = self._start(server, "server", host)
-        assert serving.stdout is not None
-        port = serving.stdout.readline().strip()
-        return self._start(client, "client", host, port, local)
+        servers = {
+            pair: self._start(pair.split("-")[1], "server", host) for pair in PAIRS
+        }
+        clients = {}
+        for pair, serving in servers.items():
+            assert serving.stdout is not None
+            port = serving.stdout.readline().strip()
+            if not port:
+                message = f"the server of {pair} ended with {serving.wait()}"
+                raise RuntimeError(message)
+            kind = pair.split("-")[0]
+            clients[pair] = self._start(kind, "client", host, port, local)
+        return clients
 
     def _start(self, kind: str, role: str, *arguments: str) -> subprocess.Popen[str]:
         command = [__file__, f"--{role}", *arguments]
@@ -231,7 +242,10 @@ class Bench:
         return process
 
     def measure(self, pair: str, cell: dict[str, Any]) -> dict[str, Any]:
-        """Have one cell done by one pair."""
+        """Have one cell done by one pair; says so first, for whoever waits."""
+        seconds = time.monotonic() - self._began
+        words = " ".join(str(word) for word in (cell["test"], cell.get("size", "")))
+        print(f"{seconds:7.1f} s: {pair}, {words}", file=sys.stderr, flush=True)
         row = ask(self._clients[pair], cell)
         if row.get("mode", "smcr") != "smcr":
             message = f"{pair} was {row['mode']}"

@@ -144,6 +144,8 @@ class End:
     _buffer: bytes = b""
     _code: int | None = None
     may_complain: bool = False
+    may_be_lost: bool = False
+    """Whether the kernel may keep it for good: nobody waits for its end."""
 
     def tell(self, do: str, **order: Any) -> None:
         """Give an order."""
@@ -212,7 +214,12 @@ class End:
         self._channel.close()
         if self._code is None:
             os.kill(self.pid, signal.SIGKILL)
-            self.wait()
+            if not self.may_be_lost:
+                self.wait()
+
+    def where(self) -> str:
+        """Tell where in the kernel it is."""
+        return Path(f"/proc/{self.pid}/stack").read_text(encoding="utf-8")
 
 
 def _live_as(

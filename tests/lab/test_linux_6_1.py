@@ -100,11 +100,12 @@ def test_it_is_tcp(
 
 @pytest.mark.usefixtures("option")
 @LONG
-@pytest.mark.parametrize("role", PAIRS)
+@pytest.mark.parametrize("role", ["kernel-server", "kernel-client"])
 def test_a_device_in_common(role: str, ends, kernel) -> None:
     """Here the kernel's SMC hangs, in smc_wr_drain_cq; our end does not hang with it.
 
-    Nothing tells this kernel from one that can, before the first link is tried.
+    Nothing tells this kernel from one that can, before the first link is tried. No
+    scenario can follow: a connect() that hangs cannot even be killed.
     """
     meet(role, ends)
 
@@ -126,8 +127,10 @@ def meet(role: str, ends) -> None:
         assert (info["mode"], info["reason"]["name"]) == ("tcp", "LINK_FAILED")
         print(client.ask("groups", deadline=SOON))
         return
+    client.may_be_lost = True
     with contextlib.suppress(AssertionError):  # it may never come back
         print(client.answer(OUR_WAIT))
+    print(client.where())
     # Whoever comes next is served.
     with socket.create_connection((SERVER, port), SOON, (CLIENT, 0)) as plain:
         taken = {"ports": [0]}

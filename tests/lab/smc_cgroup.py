@@ -194,6 +194,14 @@ class SmcCgroup:
         self._started.append(process)
         return process
 
+    def _where(self) -> str:
+        """Say where in the kernel those are that do not end."""
+        words = ["a process of the cgroup does not end:"]
+        for number in (self.folder / "cgroup.threads").read_text().split():
+            place = Path("/proc", number)
+            words += [(place / name).read_text() for name in ("comm", "stack")]
+        return "\n".join(words)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -212,7 +220,7 @@ class SmcCgroup:
         end = time.monotonic() + KILL_WAIT
         events = self.folder / "cgroup.events"
         while "populated 1" in events.read_text(encoding="ascii"):
-            assert time.monotonic() < end, "a process of the cgroup does not end"
+            assert time.monotonic() < end, self._where()
             select.select([], [], [], 0.01)
         for process in self._started:
             with process:  # waits, and closes pipes that nobody has read

@@ -597,7 +597,8 @@ class VerbsDevice(Device):
             return
         until = time.monotonic() + left
         while closing.is_sending() and not self.problem and left > 0:
-            if self.arm() and self._epoll is not None:
+            # Arming looks as well, and may have been told of the last one's end.
+            if self.arm() and closing.is_sending() and self._epoll is not None:
                 self._epoll.poll(left)
             self._ready.clear()
             left = until - time.monotonic()

@@ -11,12 +11,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from functools import partial
 
 import pytest
 
 from tests.lab.kernel_smc import load, set_up
 from tests.lab.network_faults import DEVICES, impaired, run
 from tests.lab.odd_ends import rest
+from tests.lab.playing import wait_until
 
 LONG = pytest.mark.lab_long(seconds=90)
 QUICK = {"test_link_interval": 2.0, "test_link_wait": 2.0}
@@ -137,7 +139,10 @@ def test_two_processes_with_one_peer_id(kernel, meetings):
 
 def reload() -> None:
     """Take the kernel's SMC out, and put it back."""
-    subprocess.run(["rmmod", "smc_diag", "smc"], check=True)
+    subprocess.run(["rmmod", "smc_diag"], check=True)
+    # Sockets that an earlier scenario has closed may be on their way out.
+    leave = partial(subprocess.run, ["rmmod", "smc"], check=False)
+    wait_until(lambda: leave().returncode == 0, lambda: "smc is in use")
     load.cache_clear()
     set_up()
 

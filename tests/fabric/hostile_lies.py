@@ -464,6 +464,7 @@ async def stopped_in_handshake(attack: Attack) -> None:
     """Stop at some step of the handshake."""
     attack.vanish_in_handshake(attack.stop)
     await attack.connect(1)
+    attack.vanish_no_more()
 
 
 @honest

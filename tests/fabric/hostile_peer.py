@@ -171,6 +171,10 @@ class Attack:
         for place, name in targets:
             setattr(place, name, self._counting(getattr(place, name), how))
 
+    def vanish_no_more(self) -> None:
+        """The handshake is over: what comes next is its end, and no step of it."""
+        self._countdown = -1
+
     def _counting(self, real: Any, how: Callable[[], None]) -> Any:
         def wrapper(*arguments: Any, **keywords: Any) -> Any:
             if self._countdown == 0:

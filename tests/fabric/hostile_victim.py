@@ -78,6 +78,12 @@ class Exposed(asyncio.Protocol):
         self._victim.modes[self._mode] = self._victim.modes.get(self._mode, 0) + 1
         self._write()
 
+    def describe(self) -> str:
+        """Tell what is known of the connection, for a complaint."""
+        core = getattr(self._transport, "_connection", None)
+        seen = f"{self._received} received, {self._sent} written"
+        return f"{self._transport!r} {core!r} paused={self._is_paused} {seen}"
+
     def pause_writing(self) -> None:
         self._is_paused = True
 
@@ -201,7 +207,8 @@ class Victim:
             self._loop.call_later(SETTLE_EVERY, self._settle, latest)
             return
         if state != self._rest:
-            self.complain(f"not at rest: {state}, before {self._rest}")
+            left = [each.describe() for each in self.open]
+            self.complain(f"not at rest: {state}, before {self._rest}; {left}")
         tell(complaints=self._complaints, ended=self.ended, modes=self.modes)
         self._complaints, self.ended, self.modes = [], [], {}
 

@@ -77,9 +77,10 @@ def churn(ends, count: int, *, is_traced: bool) -> None:
     if is_traced:
         for end in both:
             end.ask("trace")
-    # A client may be at its next connection before its server has put away the last
-    # one's RMB. That it ever is depends on chance: more at once fill the pools first.
-    cycles(server, client, port, max(count // 10, 40), at_once=4 * AT_ONCE)
+    # One link group, and in its pools as many RMBs as are ever wanted at once: a client
+    # may be at its next connection before its server has put away the last one's.
+    cycles(server, client, port, 1)
+    cycles(server, client, port, max(count // 10, 40), at_once=2 * AT_ONCE)
     kernel, facts = resources(), [end.ask("held") for end in both]
     points = []
     for _ in range(4):

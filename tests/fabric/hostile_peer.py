@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,13 @@ class Puppet(asyncio.Protocol):
         while self.received < count and not self.lost.done():
             self.came.clear()
             await self.came.wait()
+
+    def describe(self) -> str:
+        """Tell what is known of the connection, for a complaint."""
+        if not self.made.done():
+            return "not made"
+        core = self.core if self.mode == "smcr" else None
+        return f"{self.mode} lost={self.lost.done()} written={self.written} {core!r}"
 
     @property
     def core(self) -> Connection:
@@ -306,8 +314,13 @@ class Attack:
         try:
             async with asyncio.timeout(PATIENCE):
                 await self._lie()
-        except TimeoutError:
-            tell(complaint=f"{self.kind}: the victim did not go on")
+        except TimeoutError as error:
+            # Whose frames are those in which the timeout cancelled us.
+            ours = traceback.extract_tb((error.__cause__ or error).__traceback__)
+            where = " > ".join(frame.name for frame in ours)
+            states = [one.describe() for one in self.puppets]
+            text = f"{self.kind}: the victim did not go on: {where}; {states}"
+            tell(complaint=text)
         self.report(honest=self.kind in HONEST)
         self._end(self.rng.choice(ENDINGS))
 

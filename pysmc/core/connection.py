@@ -287,9 +287,8 @@ class Connection(EndingConnection):
         self._tx_completed = max(self._tx_completed, posted.popleft()[1])
         # A claim may be waiting for more, though there was a little.
         grew = before <= self._least_claim and self.writable > before
-        if grew or (was_full and len(posted) < POSTS_MAX):
-            return News.SPACE
-        return News.NOTHING
+        is_free = was_full and len(posted) < POSTS_MAX and self.writable > 0
+        return News.SPACE if grew or is_free else News.NOTHING
 
     def receive_update(self, update: Update) -> int:
         """Follow what the peer says.

@@ -231,7 +231,8 @@ async def _use_the_parents(
 async def test_a_child_cannot_use_the_parents_and_does_it_no_harm(
     kit: Any, fork: Any, make_kit: Any
 ) -> None:
-    client, server = kit.discovery(), kit.discovery()
+    # Two children come and go before the mark is looked at.
+    client, server = (kit.discovery(discovery_wait=30.0) for _ in range(2))
     listener = kit.listener()
     announcement = server.announce(listener)
     sock, mark = await kit.dial(client, *listener.getsockname())

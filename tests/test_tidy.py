@@ -205,7 +205,9 @@ def test_no_path_of_one_machine() -> None:
     problems = [
         f"{name}:{number} {line.strip()}"
         for name, number, line in _text_lines()
-        if MACHINE_PATHS.search(line) and not name.endswith(this_file)
+        # In a report a line ends by two characters, the second of which is a letter.
+        if MACHINE_PATHS.search(line.replace("\\n", " "))
+        if not name.endswith(this_file)
     ]
     assert_none(problems, "Use a relative path, tmp_path or an environment variable")
 

@@ -19,7 +19,7 @@ def tell(into: Report, name: str, phases: Any, mark: str) -> None:
     """Report on a scenario: phase, outcome and seconds of each."""
     for when, outcome, seconds in phases:
         said: Any = pytest.TestReport(
-            name, (name, 0, name), {mark: 1}, outcome, "what it said", when
+            name, (name, 0, name), {mark: 1}, outcome, "what /far/away/it said", when
         )
         said.duration = seconds
         into.pytest_runtest_logreport(said)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Report"]
 
 REPORT = ROOT / "docs" / "project" / "long-runs" / "lab-long.json"
+FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
+"""Of an absolute path: they are the machine's, its last part is what tells something."""
 TEXT_MAX = 2000
 """Characters of a failure that a report keeps."""
 
@@ -74,7 +77,7 @@ class Report:
         row["runs"] += report.when == "call" or report.failed
         if report.failed:
             row["failures"] += 1
-            text = report.longreprtext[-TEXT_MAX:]
+            text = FOLDERS.sub("", report.longreprtext[-TEXT_MAX:])
             self._failed.append(f"{report.nodeid}: {text}")
 
     def pytest_sessionfinish(self) -> None:

@@ -27,7 +27,7 @@ __all__ = ["Report"]
 
 REPORT = ROOT / "docs" / "project" / "long-runs" / "lab-long.json"
 FOLDERS = re.compile(r"(?<![\w.])/(?:[\w.+-]+/)+")
-"""Of an absolute path: they are the machine's, its last part is what tells something."""
+"""Of an absolute path: they are the machine's, its last part tells something."""
 TEXT_MAX = 2000
 """Characters of a failure that a report keeps."""
 

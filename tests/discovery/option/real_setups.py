@@ -16,7 +16,7 @@ from pysmc.discovery.findings import INCOMPLETE, TOO_LATE
 from pysmc.discovery.option import install, sockets
 from pysmc.discovery.option.assembler import Assembler, Register
 from pysmc.discovery.option.bpf import AttachType, Bpf, BpfError, Command, ProgramType
-from pysmc.discovery.option.programs import (
+from pysmc.discovery.option.kernel_numbers import (
     CALLBACK_FLAGS,
     OP,
     Callback,

@@ -26,7 +26,7 @@ import os
 import select
 import time
 import weakref
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from pysmc.errors import FabricError, FabricUnavailable, ForkedError, LocalProtocolError
 from pysmc.fabric.base import Completion, Device, Status, UpdateCodec
@@ -51,8 +51,9 @@ if TYPE_CHECKING:
     from pysmc.config import Config
     from pysmc.fabric.verbs_api import CompletionQueue, Verbs
     from pysmc.fabric.verbs_ports import RdmaPort
+    from pysmc.fabric.verbs_reach import Finder
 
-__all__ = ["Finder", "VerbsDevice"]
+__all__ = ["VerbsDevice"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,25 +69,6 @@ _BUNDLES: Final = 2
 """Kept ready for the next link groups."""
 
 _devices: weakref.WeakSet[VerbsDevice] = weakref.WeakSet()
-
-
-class Finder(Protocol):
-    """Finds the way to a peer; see `pysmc.fabric.verbs_reach.Reach`."""
-
-    def fileno(self) -> int:
-        """Readable when `poll` may have an answer."""
-
-    def begin(self, key: int, gid: bytes, port: RdmaPort) -> None:
-        """Begin to look for the way from a port to a GID."""
-
-    def cancel(self, key: int) -> None:
-        """Forget one that was begun."""
-
-    def poll(self) -> list[tuple[int, bool, str]]:
-        """Take the answers: key, whether there is a way, why not."""
-
-    def close(self) -> None:
-        """Forget everything."""
 
 
 class _Queue:

@@ -18,7 +18,7 @@ import select
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from pysmc.fabric.netlink import (
     NEIGHBOUR_FAILED,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pysmc.fabric.netlink import Neighbour
     from pysmc.fabric.verbs_ports import RdmaPort
 
-__all__ = ["IP_PKTINFO", "REACH_WAIT", "Reach"]
+__all__ = ["IP_PKTINFO", "REACH_WAIT", "Finder", "Reach"]
 
 REACH_WAIT: Final = 1.5
 """Seconds until a neighbour has to have answered. The kernel asks three times, a second
@@ -48,6 +48,25 @@ _PACKET_INFO4 = struct.Struct("=i4s4s")
 _PACKET_INFO6 = struct.Struct("=16si")
 
 Answer = tuple[int, bool, str]
+
+
+class Finder(Protocol):
+    """Finds the way to a peer: what a device needs of a `Reach`."""
+
+    def fileno(self) -> int:
+        """Readable when `poll` may have an answer."""
+
+    def begin(self, key: int, gid: bytes, port: RdmaPort) -> None:
+        """Begin to look for the way from a port to a GID."""
+
+    def cancel(self, key: int) -> None:
+        """Forget one that was begun."""
+
+    def poll(self) -> list[Answer]:
+        """Take the answers: key, whether there is a way, why not."""
+
+    def close(self) -> None:
+        """Forget everything."""
 
 
 class _Search(NamedTuple):

@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from pysmc.fabric.netlink import Address, Netlink
-from pysmc.fabric.verbs_binding import find_pyverbs
+from pysmc.fabric.verbs_loading import find_pyverbs
 from pysmc.fabric.verbs_ports import (
     INFINIBAND,
     RdmaPort,

@@ -172,3 +172,14 @@ def roce() -> Iterator[Roce]:
 def make_verbs_pair() -> MakePair:
     """Two verbs devices on an imitation of the verbs library."""
     return verbs_pair
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """What an imitation of pyverbs left in the interpreter goes with the test."""
+    before = {name: sys.modules[name] for name in sys.modules if "pyverbs" in name}
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "pyverbs"]:
+        if sys.modules[name] is not before.get(name):
+            del sys.modules[name]
+    sys.modules.update(before)

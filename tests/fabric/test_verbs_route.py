@@ -13,7 +13,7 @@ from pysmc.config import Config
 from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric import open_finder, verbs_route
 from pysmc.fabric.netlink import Netlink, Route
-from pysmc.fabric.verbs_binding import Pyverbs
+from pysmc.fabric.verbs_loading import Pyverbs
 from pysmc.fabric.verbs_route import KNOWN_MAX, PortFinder
 from tests.fabric.netns import ip, network_namespace
 from tests.fabric.sysfs import Sysfs

@@ -32,7 +32,7 @@ import pysmc
 # Loaded before the fork, once for all.
 import pysmc.aio.loop
 import pysmc.fabric.shm
-from pysmc.fabric import verbs_binding
+from pysmc.fabric import verbs_loading
 from tests.lab.streaming import Obedience, be_an_end
 
 if TYPE_CHECKING:
@@ -123,13 +123,13 @@ def _load_what_verbs_need() -> None:
 
     Besides, a user without privilege may not be able to read where it lies.
     """
-    verbs_binding.find_pyverbs()
+    verbs_loading.find_pyverbs()
     for name in LOADED_LATE:
         importlib.import_module(name)
 
 
 def _pyverbs_places() -> list[Path]:
-    places = (Path(place, "pyverbs") for place in verbs_binding.PLACES)
+    places = (Path(place, "pyverbs") for place in verbs_loading.PLACES)
     return [place for place in places if place.is_dir()]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pysmc.cli.checks.kernel_smc_tables import Tables
     from pysmc.discovery.option.trial import Trial
-    from pysmc.fabric.verbs_binding import Pyverbs
+    from pysmc.fabric.verbs_loading import Pyverbs
 
 __all__ = ["KIB", "MIB", "Machine", "size"]
 
@@ -48,7 +48,7 @@ def _open_error(path: Path) -> str:
 
 
 def _find_pyverbs() -> Pyverbs:
-    from pysmc.fabric.verbs_binding import find_pyverbs
+    from pysmc.fabric.verbs_loading import find_pyverbs
 
     return find_pyverbs()
 
@@ -128,7 +128,7 @@ class Machine:
     open_error: Callable[[Path], str] = _open_error
     """Tells why a device cannot be opened for reading and writing; empty if it can."""
     find_pyverbs: Callable[[], Pyverbs] = _find_pyverbs
-    """Finds pyverbs, as `pysmc.fabric.verbs_binding` does."""
+    """Finds pyverbs, as `pysmc.fabric.verbs_loading` does."""
     exchange: Callable[[Sequence[str], float], list[str]] = _exchange
     """Tries RDMA ports, each for some seconds; tells why each failed; empty if not."""
     socket_error: Callable[[int, int], int] = _socket_error

@@ -11,7 +11,7 @@ from pysmc.cli.checks.catalogue import CHECKS, FABRICS
 from pysmc.cli.checks.check import examine, verdict
 from pysmc.cli.checks.verbs import pinned_bytes
 from pysmc.discovery.option.trial import Trial
-from pysmc.fabric.verbs_binding import Pyverbs
+from pysmc.fabric.verbs_loading import Pyverbs
 
 MEMLOCK = resource.RLIMIT_MEMLOCK
 INFINITY = resource.RLIM_INFINITY

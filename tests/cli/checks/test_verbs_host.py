@@ -6,7 +6,7 @@ import pytest
 
 from pysmc.cli.checks import verbs_host
 from pysmc.cli.checks.verbs_host import soft_roce_commands
-from pysmc.fabric.verbs_binding import Pyverbs
+from pysmc.fabric.verbs_loading import Pyverbs
 
 RELEASE = "6.12.41+deb12-amd64"
 MODULES = f"/lib/modules/{RELEASE}"

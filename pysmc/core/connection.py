@@ -304,7 +304,8 @@ class Connection(EndingConnection):
         if self._peer_ring is None:
             # The peer may write as soon as it has sent its Confirm, which we may not
             # have parsed yet. A newer update replaces an older one completely.
-            self._early = update
+            if self._early is None or self._is_newer(update, self._early):
+                self._early = update
             return News.NOTHING
         if self._peer_ended:
             return News.NOTHING
@@ -357,6 +358,24 @@ class Connection(EndingConnection):
         self._tx_acked = position
         self._peer_consumer = consumer
         return True
+
+    def _is_newer(self, update: Update, early: Update) -> bool:
+        """Tell which of two updates counts, of a peer that is not known yet.
+
+        Devices repeat what they have delivered. As later on, cursors decide first.
+        """
+        begin, capacity = self._rx_produced, self._ring.capacity
+        advance = self._ring.advance
+        try:
+            before, now = (
+                advance(begin, each[2], capacity, "producer")
+                for each in (early, update)
+            )
+        except RemoteProtocolError:
+            return True  # and the peer is told as soon as it is known
+        return now > before or (
+            now == before and (update[0] - early[0]) & 0xFFFF < 0x8000
+        )
 
     def _follow_cursors(self, producer: int, consumer: int) -> int:
         news = News.NOTHING

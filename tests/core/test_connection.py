@@ -366,6 +366,34 @@ def test_what_came_before_the_peer_is_known_counts_then(duo: Duo) -> None:
     assert (early.readable, early.peer_done) == (9, True)
 
 
+@pytest.mark.parametrize(
+    ("updates", "expected"),
+    [
+        # A device repeats what it has delivered; cursors decide, then sequences.
+        ([(1, 5, 3, 0, 0), (2, 5, 9, 0, 0), (1, 5, 3, 0, 0)], (9, False)),
+        ([(1, 5, 9, 0, 0), (2, 5, 9, 0, DONE), (1, 5, 9, 0, 0)], (9, True)),
+        ([(0xFFFF, 5, 9, 0, 0), (0, 5, 9, 0, DONE), (0xFFFF, 5, 9, 0, 0)], (9, True)),
+        ([(1, 5, 3, 0, 0), (40_000, 5, 9, 0, 0)], (9, False)),
+    ],
+)
+def test_what_is_repeated_before_the_peer_is_known_takes_nothing_back(
+    duo: Duo, updates: list[tuple[int, int, int, int, int]], expected: tuple[int, bool]
+) -> None:
+    early = duo.bare(16, 5)
+    for update in updates:
+        assert early.receive_update(update) == News.NOTHING
+    early.attach_peer(token=RToken(7, 1000), alert_token=6, rmbe_bytes=16)
+    assert (early.readable, early.peer_done) == expected
+
+
+def test_a_lie_before_the_peer_is_known_is_found_then(duo: Duo) -> None:
+    early = duo.bare(16, 5)
+    for update in ((1, 5, 3, 0, 0), (2, 5, 99, 0, 0)):
+        assert early.receive_update(update) == News.NOTHING
+    early.attach_peer(token=RToken(7, 1000), alert_token=6, rmbe_bytes=16)
+    assert (early.readable, early.peer_aborted) == (0, True)
+
+
 # Lies
 
 

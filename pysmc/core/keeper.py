@@ -154,11 +154,14 @@ class Keeper:
         self._context.actions.append(CloseGroup(group))
         group.connections.clear()
         for connection in connections:
-            # Who has closed has no use for the news.
-            lost = connection.is_established and not connection.we_ended
+            # Who has closed has no use for the news. Of a peer that broke a rule its
+            # holder may not know yet, and this is the last time that memory is there.
+            told = connection.error
+            lost = connection.is_established and (told or not connection.we_ended)
             connection.link_lost(error)
             if lost:
-                self._context.events.append(ConnectionLost(connection, error))
+                news = ConnectionLost(connection, told or error)
+                self._context.events.append(news)
 
     def leave(self, group: LinkGroup, now: float) -> None:
         """Give back a connection's place; an idle group gets its deadline."""

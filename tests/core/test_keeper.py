@@ -311,6 +311,22 @@ def test_who_has_closed_is_told_no_loss() -> None:
     assert all(isinstance(event, ConnectionLost) for event in pair.client.lost)
 
 
+def test_a_broken_rule_and_the_end_of_the_link_are_told_as_one_loss() -> None:
+    """Whoever is given the connection only then finds its memory gone."""
+    pair = CorePair()
+    client, server = pair.establish()
+    pair.write(pair.client, client, b"honest")
+    pair.drive()
+    # Before whoever has it could publish, and so give it back.
+    server.receive_update((2, server.alert_token, 0xFFFFFFFF, 0, 0))
+    assert server.error is not None
+    pair.cut_link(server.link)
+    pair.drive()
+    lost = [event for event in pair.server.lost if event.connection is server]
+    assert lost
+    assert {event.error for event in lost} == {server.error}
+
+
 # Connections
 
 

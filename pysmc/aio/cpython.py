@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "ACCEPTED_BEYOND",
     "PRIVATE_NAMES",
     "FlowControlMixin",
     "attach",
@@ -145,6 +146,31 @@ else:
 _SERVER_KEEPS_TRANSPORTS = (
     len(inspect.signature(base_events.Server._attach).parameters) > 1  # type: ignore[attr-defined]  # noqa: SLF001
 )
+
+
+def accepted_beyond(
+    accept: Callable[..., None] = asyncio.SelectorEventLoop._accept_connection,  # type: ignore[attr-defined]  # noqa: SLF001
+) -> int:
+    """Tell how many connections a turn of the loop accepts beyond the backlog.
+
+    Newer versions take one more, so that a backlog of 0 serves somebody.
+
+    Args:
+        accept: What accepts, another one in tests.
+    """
+    looks = 0
+
+    class Listener:
+        def accept(self) -> Any:
+            nonlocal looks
+            looks += 1
+            raise BlockingIOError
+
+    accept(None, None, Listener(), backlog=0)
+    return looks
+
+
+ACCEPTED_BEYOND = accepted_beyond()
 
 
 def attach(server: Any, transport: asyncio.Transport) -> None:

@@ -60,10 +60,10 @@ NOT_MARKED = reason("NOT_MARKED", "local")
 INET = frozenset({socket.AF_INET, socket.AF_INET6})
 NEWCOMERS_AT_ONCE = 1000
 """Connections that are accepted as they come while there are some on SMC-R. Of more
-than that a listener takes one in a turn of the loop: under a flood the turn of those
-that are open would come a few times a second only."""
+than that a listener takes one every second time that the loop looks at it: under a
+flood the turn of those that are open would come a few times a second only."""
 NEWCOMERS_PER_SECOND = 10
-"""How fast the next burst is saved up: little beside one in each turn."""
+"""How fast the next burst is saved up: little beside one in every second turn."""
 TCP_OUTCOMES_MAX = 64
 """Reasons whose outcome is kept, and made only once."""
 
@@ -141,6 +141,8 @@ class Driver(Pump):
         self._entropy = entropy
         self._arms_itself = watch is None
         self._newcomers = Rate(NEWCOMERS_PER_SECOND, NEWCOMERS_AT_ONCE)
+        self._passed: set[int] = set()
+        """Descriptors of listeners that were passed over: it is their turn."""
         self.admission = Admission(config)
         """Counts negotiations, and what goes beyond the limits."""
         self._tcp_outcomes: dict[
@@ -362,15 +364,23 @@ class Driver(Pump):
             return None
         return self.discovery.announce(listener)
 
-    def accepts(self, backlog: int) -> int:
+    def accepts(self, listener: socket.socket, backlog: int) -> int:
         """Tell how many connections a listener may take in this turn of the loop.
 
         Args:
+            listener: Which; once for each time that the loop finds it readable.
             backlog: What it would take, 0 or more.
+
+        Returns:
+            0 to `backlog`; 0 where it is passed over, and takes one next time.
         """
         if not self.transports:
             return backlog
-        return min(backlog, max(1, self._newcomers.left(self.time())))
+        left = self._newcomers.left(self.time())
+        if left > 0:
+            return min(backlog, left)
+        self._passed ^= {listener.fileno()}
+        return 0 if listener.fileno() in self._passed else min(backlog, 1)
 
     def accepted(self) -> None:
         """Count a newcomer."""

@@ -334,8 +334,11 @@ class Loop(RawSocketLoop):
         # The stock loop takes as many in a turn as the listener's backlog holds, and
         # after a pause for want of descriptors as many as in the turn before it.
         backlog = self._backlogs.setdefault(sock, backlog)
-        if self._driver is not None:
-            backlog = self._driver.accepts(backlog)
+        if self._driver is not None and backlog:
+            granted = self._driver.accepts(sock, backlog)
+            if not granted:
+                return
+            backlog = granted - cpython.ACCEPTED_BEYOND
         super()._accept_connection(  # type: ignore[misc]
             protocol_factory, sock, sslcontext, server, backlog, *args
         )

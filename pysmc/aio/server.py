@@ -327,7 +327,7 @@ class SmcServer(asyncio.AbstractServer):
     # Accepting
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(self._driver.accepts(self._backlog)):
+        for _ in range(self._driver.accepts(listener, max(1, self._backlog))):
             if self._sockets is None:
                 return
             try:

@@ -14,6 +14,7 @@ import pytest
 
 import pysmc
 from pysmc.aio import admission as admission_module
+from pysmc.aio import cpython
 from pysmc.aio import driver as driver_module
 from pysmc.aio import loop as loop_module
 from pysmc.config import Config
@@ -256,13 +257,39 @@ def test_nothing_is_registered_before_the_proposal_is_there(kit) -> None:
     kit.run(scenario)
 
 
-@pytest.mark.parametrize("is_foreign", [False, True])
+def be_newer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let asyncio accept one more in a turn than it is told, as newer versions do."""
+    real = asyncio.SelectorEventLoop._accept_connection
+
+    def accept(
+        self: Any,
+        factory: Any,
+        sock: Any,
+        context: Any = None,
+        server: Any = None,
+        backlog: int = 100,
+        *rest: Any,
+    ) -> None:
+        real(self, factory, sock, context, server, backlog + 1, *rest)
+
+    before = cpython.accepted_beyond()
+    monkeypatch.setattr(asyncio.SelectorEventLoop, "_accept_connection", accept)
+    monkeypatch.setattr(cpython, "ACCEPTED_BEYOND", cpython.accepted_beyond(accept))
+    assert before + 1 == cpython.ACCEPTED_BEYOND
+
+
+@pytest.mark.parametrize(
+    ("is_foreign", "is_newer"), [(False, False), (False, True), (True, False)]
+)
 @pytest.mark.parametrize("has_smc", [False, True])
 def test_newcomers_take_turns_with_who_is_there(
-    kit, monkeypatch, has_smc, is_foreign
+    kit, monkeypatch, has_smc, is_foreign, is_newer
 ) -> None:
     """A flood at a listener leaves open connections their share of the loop."""
+    if is_newer:
+        be_newer(monkeypatch)
     monkeypatch.setattr(driver_module, "NEWCOMERS_AT_ONCE", 1)
+    monkeypatch.setattr(driver_module, "NEWCOMERS_PER_SECOND", 0)
 
     async def scenario() -> None:
         served: list[Any] = []
@@ -282,13 +309,17 @@ def test_newcomers_take_turns_with_who_is_there(
             await until(lambda: len(served) == 1)
         served.clear()
         crowd = [socket.create_connection((HOST, port)) for _ in range(20)]
-        most, before = 0, 0
+        turns, most, before = 0, 0, 0
         while len(served) < 20:
             await asyncio.sleep(0)
+            turns += 1
             most = max(most, len(served) - before)
             before = len(served)
-        # From 3.13 on asyncio takes one more than it is told.
-        assert most <= 2 if has_smc else most > 2
+        if has_smc:
+            assert most <= 2  # of two turns at most
+            assert turns >= 2 * (20 - 1)  # in every second one
+        else:
+            assert most > 2
         for sock in crowd:
             sock.close()
         for stream in streams:
@@ -299,6 +330,34 @@ def test_newcomers_take_turns_with_who_is_there(
 
     factory = asyncio.SelectorEventLoop if is_foreign else None
     kit.run(scenario, factory=factory)
+
+
+@pytest.mark.parametrize("is_foreign", [False, True])
+def test_without_a_backlog_one_is_served_at_a_time(
+    kit, monkeypatch, is_foreign
+) -> None:
+    """Newer versions of asyncio do so, older ones serve nobody."""
+    be_newer(monkeypatch)
+
+    async def scenario() -> None:
+        async def serve(reader: Any, writer: Any) -> None:
+            writer.write(await reader.read(1))
+            writer.close()
+
+        server = await pysmc.start_server(serve, HOST, 0, backlog=0)
+        port = server.sockets[0].getsockname()[1]
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                reader, writer = await pysmc.open_connection(HOST, port)
+                writer.write(b"x")
+                assert await reader.read() == b"x"
+                writer.close()
+                await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    kit.run(scenario, factory=asyncio.SelectorEventLoop if is_foreign else None)
 
 
 def test_a_pause_of_the_listener_leaves_its_backlog_alone(kit, monkeypatch) -> None:
@@ -314,7 +373,8 @@ def test_a_pause_of_the_listener_leaves_its_backlog_alone(kit, monkeypatch) -> N
         loop.set_exception_handler(lambda *_: None)
         asked: list[int] = []
 
-        def accepts(backlog: int) -> int:
+        def accepts(listener: socket.socket, backlog: int) -> int:
+            assert listener.fileno() >= 0
             asked.append(backlog)
             return 1
 
@@ -335,10 +395,26 @@ def test_a_burst_of_newcomers_is_taken_at_once(kit) -> None:
     async def scenario() -> None:
         driver = asyncio.get_running_loop().driver
         async with kit.connected():
-            assert driver.accepts(100) == 100
+            with socket.socket() as listener:
+                assert driver.accepts(listener, 100) == 100
+                for _ in range(driver_module.NEWCOMERS_AT_ONCE):
+                    driver.accepted()
+                assert driver.accepts(listener, 100) < 100
+        assert driver.accepts(listener, 100) == 100
+
+    kit.run(scenario)
+
+
+def test_of_a_flood_each_listener_takes_one_in_every_second_turn(kit) -> None:
+    async def scenario() -> None:
+        driver = asyncio.get_running_loop().driver
+        driver.time = lambda: 1.0
+        async with kit.connected():
             for _ in range(driver_module.NEWCOMERS_AT_ONCE):
                 driver.accepted()
-            assert driver.accepts(100) < 100
-        assert driver.accepts(100) == 100
+            with socket.socket() as one, socket.socket() as two:
+                taken = [[driver.accepts(it, 9) for it in (one, two)] for _ in range(4)]
+                assert taken == [[0, 0], [1, 1], [0, 0], [1, 1]]
+                assert [driver.accepts(one, 0) for _ in range(2)] == [0, 0]
 
     kit.run(scenario)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from smcproto.llc_header import is_ignorable, open_frame
+from smcproto.llc_header import is_ignorable, is_question, open_frame
 from smcproto.llc_links import (
     AddLink,
     AddLinkContinuation,
@@ -46,6 +46,7 @@ __all__ = [
     "RkeyPair",
     "TestLink",
     "is_ignorable",
+    "is_question",
     "parse",
 ]
 

@@ -40,6 +40,8 @@ _TYPES: Final = {int(kind): (kind, 1) for kind in LlcType if kind not in _V2_ONL
     LLC_V2_FLAG | kind: (kind, 2) for kind in LlcType if kind not in _V1_ONLY
 }
 
+_HOLDING_UP: Final = {LlcType.TEST_LINK, LlcType.CONFIRM_RKEY, LlcType.DELETE_RKEY}
+
 
 def open_frame(data: Buffer) -> tuple[LlcType, int, bytes]:
     """Check type and length.
@@ -91,6 +93,19 @@ def is_ignorable(type_number: int) -> bool:
     is a protocol error. Linux passes over all.
     """
     return type_number & 0xC0 == 0x80
+
+
+def is_question(data: bytes) -> bool:
+    """Tell, without reading it, whether a message holds its sender up until answered.
+
+    Args:
+        data: Exactly the bytes that one completion delivered; of any length.
+
+    Reference: RFC 7609 A.3; kernel counterpart: smc_llc_flow_initiate().
+    """
+    if len(data) <= FLAGS_AT:
+        return False
+    return data[0] & ~LLC_V2_FLAG in _HOLDING_UP and not data[FLAGS_AT] & RESPONSE.mask
 
 
 class LlcBase:

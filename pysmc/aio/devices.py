@@ -24,7 +24,7 @@ from pysmc.errors import FabricError, FabricUnavailable
 from pysmc.fabric import open_device, open_finder
 from pysmc.fabric.base import Status, UpdateCodec
 from pysmc.reasons import Reason, reason
-from smcproto import cdc
+from smcproto import cdc, llc
 
 if TYPE_CHECKING:
     import socket
@@ -57,7 +57,10 @@ FRESH_MAX = 256
 """Pairs of addresses that are kept in mind."""
 
 CODEC = UpdateCodec(
-    pack=cdc.pack, unpack=cdc.unpack, is_update=lambda data: data[:1] == b"\xfe"
+    pack=cdc.pack,
+    unpack=cdc.unpack,
+    is_update=lambda data: data[:1] == b"\xfe",
+    is_question=llc.is_question,
 )
 """How an update becomes a CDC message."""
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from pysmc.aio.admission import Admission
 from pysmc.aio.identity import SYSTEM, RandomTokens, host_name, new_peer_id
 from pysmc.aio.negotiation import Outcome
+from pysmc.aio.parting import is_awaited, let_peers_close
 from pysmc.aio.pump import Pump
 from pysmc.core.endpoint import Endpoint, Identity
 from pysmc.core.rate import Rate
@@ -439,7 +440,10 @@ class Driver(Pump):
     # The end
 
     def close(self) -> None:
-        """End everything: connections, links, devices, discovery. Idempotent."""
+        """End everything: connections, links, devices, discovery. Idempotent.
+
+        Ctrl-C, and what else gets through, spares the wait for peers that still close.
+        """
         if self.is_closed:
             return
         if self.is_forked:
@@ -447,6 +451,13 @@ class Driver(Pump):
             return
         for transport in list(self.transports):
             self._guard(transport.leave)
+        try:
+            if self._endpoint is not None:
+                self._guard(let_peers_close, self._devices_of_closing_peers, self.pump)
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
         if self._endpoint is not None:
             self._guard(self._endpoint.shutdown, self.time())
             self.settle()
@@ -454,10 +465,14 @@ class Driver(Pump):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for device in self.devices:
-            if self._arms_itself and not self.loop.is_closed():
-                self.loop.remove_reader(device.fileno())
-            device.close()
+        with contextlib.ExitStack() as rest:  # also when a device is interrupted
+            rest.callback(self._close_what_is_left)
+            for device in reversed(self.devices):
+                if self._arms_itself and not self.loop.is_closed():
+                    self.loop.remove_reader(device.fileno())
+                rest.callback(device.close)
+
+    def _close_what_is_left(self) -> None:
         self.lingering.close()
         self._devices.close()
         self.discovery.close()
@@ -465,6 +480,11 @@ class Driver(Pump):
         self._links.clear()
         self.transports.clear()
         _living.discard(self)
+
+    def _devices_of_closing_peers(self) -> list[Device]:
+        names = {group.device for group in self.endpoint.groups if is_awaited(group)}
+        found = [self._devices.by_name.get(name) for name in names]
+        return [each for each in found if each is not None and each.peers_retry]
 
     def _close_lookup(self) -> None:
         if self.lookup is not None:

@@ -15,6 +15,7 @@ private names are listed in `pysmc.aio.cpython`. Kernel counterpart: af_smc.c.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import weakref
@@ -149,16 +150,22 @@ class Loop(RawSocketLoop):
     def close(self) -> None:
         """Close the loop: peers are told, and every descriptor of ours is closed."""
         driver = self._driver
-        if driver is not None and not self.is_running() and not self.is_closed():
+        try:
+            if driver is not None and not self.is_running() and not self.is_closed():
+                self._close_driver(driver)
+        finally:
+            super().close()
+
+    def _close_driver(self, driver: Driver) -> None:
+        with contextlib.ExitStack() as rest:  # also where something is interrupted
+            rest.callback(driver.close)
+            for _, announcement in self._announcements.values():
+                rest.callback(announcement.close)
+            self._announcements.clear()
             for device in driver.devices:
                 self._fabric_selector.remove_device(device)
                 if not driver.is_forked:
                     self.remove_reader(device.fileno())
-            for _, announcement in self._announcements.values():
-                announcement.close()
-            self._announcements.clear()
-            driver.close()
-        super().close()
 
     # The client
 

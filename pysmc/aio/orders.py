@@ -117,7 +117,7 @@ class Orders:
         if pair is not None and self._links.pop(pair, None) is not None:
             self._pump.up.discard(pair)
             pair.flush()
-            pair.close()
+            pair.close(linger=action.in_use)
 
     def _close_group(self, action: actions.CloseGroup) -> None:
         if action.group.handle is not None:

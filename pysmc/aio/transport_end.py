@@ -199,12 +199,13 @@ class EndingTransport(cpython.FlowControlMixin):
 
     def leave(self) -> None:
         """The loop is closing: end our side as a socket that is closed would."""
-        if not self._released:
-            self._conn_lost += 1
-            self._open = False
-            self._reading = False  # a delivery may be due, and its memory goes
-            self._release(abort=self._queue.size > 0)
-            self._queue.clear()
+        # A delivery may be due: its memory goes, and while the driver answers peers
+        # that close, nobody is to be called.
+        self._conn_lost += 1
+        self._open = False
+        self._reading = False
+        self._release(abort=self._queue.size > 0)
+        self._queue.clear()
         self._stop_waiting()
 
     def disown(self) -> None:

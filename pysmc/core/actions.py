@@ -82,9 +82,14 @@ class ConnectQueuePair:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CloseQueuePair:
-    """Close the link's queue pair; no answer."""
+    """Close the link's queue pair; no answer.
+
+    ``in_use`` when the peer may have connections on it that it has not closed: what it
+    has to say of them is to be acknowledged for a while.
+    """
 
     link: Link
+    in_use: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

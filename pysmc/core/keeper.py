@@ -139,6 +139,7 @@ class Keeper:
         timers = self._context.timers
         timers.cancel(("idle", group))
         connections = list(group.connections.values())
+        in_use = bool(connections) or group.peer_may_have_more
         for connection in connections:
             timers.cancel(("close", connection))
         for link in group.links:
@@ -148,7 +149,7 @@ class Keeper:
         for link in group.links:
             link.move(LinkInput.LOST)
             timers.cancel(("test link", link))
-            self._context.actions.append(CloseQueuePair(link))
+            self._context.actions.append(CloseQueuePair(link, in_use))
         self._count(group, -group.rmb_bytes)
         group.pool.clear()
         self._context.actions.append(CloseGroup(group))
@@ -286,10 +287,17 @@ class Keeper:
     def remove_connection(
         self, connection: Connection, now: float, *, clean: bool
     ) -> None:
-        """Unpublish a connection and give back what it held. Idempotent."""
+        """Unpublish a connection and give back what it held. Idempotent.
+
+        Args:
+            connection: Which one.
+            now: The time in seconds.
+            clean: True when the peer has certainly finished with it.
+        """
         group = connection.group
         if not self.has_connection(connection):
             return
+        group.peer_may_have_more |= not clean
         del group.connections[connection.alert_token]
         connection.forget_unread()
         connection.rmb.dirty_bytes = connection.dirty_bytes

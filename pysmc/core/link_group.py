@@ -80,6 +80,8 @@ class LinkGroup:
         self.rmb_bytes = 0
         # No new connection may join: the peer lost it, or it is being deleted.
         self.is_closed_to_new = False
+        # Of connections that we gave up the peer may have some still.
+        self.peer_may_have_more = False
         self.is_ended = False
 
     def __repr__(self) -> str:

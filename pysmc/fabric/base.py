@@ -102,6 +102,8 @@ class UpdateCodec(NamedTuple):
     """44 bytes to the five fields; raises ValueError."""
     is_update: Callable[[bytes], bool]
     """Whether a received SEND is an update and not an LLC message."""
+    is_question: Callable[[bytes], bool] = lambda _: False
+    """Whether the peer waits for an answer to an LLC message before it does more."""
 
 
 class Completion(NamedTuple):
@@ -269,8 +271,13 @@ class QueuePair(ABC):
         """
 
     @abstractmethod
-    def close(self) -> None:
-        """Go to ERROR, drain, destroy. Idempotent. The peer gets DOWN."""
+    def close(self, *, linger: bool = False) -> None:
+        """Go to ERROR, drain, destroy. Idempotent. The peer gets DOWN.
+
+        Args:
+            linger: The peer will have more to say, which nobody reads. Where it would
+                try again for ever, it is acknowledged until there is silence.
+        """
 
 
 class ProtectionDomain(ABC):
@@ -317,6 +324,9 @@ class Device(ABC):
     """True once the device can never be used again (it was removed), every queue pair
     of it went down and `poll` gave all that. Its owner closes it then, as soon as it is
     not `is_finishing`."""
+    peers_retry: bool = False
+    """True where what a peer sends to a queue pair that is gone may be tried again for
+    ever, so that it never ends what it was about to end."""
     is_finishing: bool = False
     """True while `close` would wait for queue pairs that were closed before: a peer
     does not have all yet, or packets are still somewhere. That ends by itself, with

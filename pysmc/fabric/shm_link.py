@@ -522,8 +522,9 @@ class ShmQueuePair(QueuePair):
             endpoint.close(self._socket)
             self._socket = None
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = False) -> None:
         """Close; the peer gets DOWN. Idempotent; see `QueuePair.close`."""
+        del linger  # nothing is tried again here
         if self.state is LinkState.CLOSED:
             return
         if self._outbox is not None and self.ending is None and not self.device.forked:

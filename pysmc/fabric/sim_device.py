@@ -442,8 +442,9 @@ class SimQueuePair(QueuePair):
         self.is_up = False
         self.answers.items.clear()
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = False) -> None:
         """Close; the peer gets DOWN after all that was posted. Idempotent."""
+        del linger  # nothing is tried again here
         if not self.is_open:
             return
         self.is_open = False

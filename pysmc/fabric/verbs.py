@@ -38,7 +38,7 @@ from pysmc.fabric.verbs_api import (
     VerbsError,
 )
 from pysmc.fabric.verbs_binding import open_verbs
-from pysmc.fabric.verbs_closing import CLOSING_MAX, REST_SECONDS, Closing
+from pysmc.fabric.verbs_closing import CLOSING_MAX, LINGER_MAX, REST_SECONDS, Closing
 from pysmc.fabric.verbs_domain import Bundle, VerbsDomain
 from pysmc.fabric.verbs_memory import RECEIVES, PinCount, no_memory, refusal
 from pysmc.fabric.verbs_pair import SENDS, VerbsQueuePair
@@ -98,6 +98,7 @@ class VerbsDevice(Device):
     """
 
     fabric = "verbs"
+    peers_retry = True
     eid: str | None = None
 
     def __init__(
@@ -293,6 +294,11 @@ class VerbsDevice(Device):
         assert self._closing is not None
         self._closing.keep(queue_pair, REST_SECONDS)
 
+    def linger(self, queue_pair: VerbsQueuePair, *, was_asked: bool) -> None:
+        """Keep a closed queue pair that has said all until its peer has, too."""
+        assert self._closing is not None
+        self._closing.linger(queue_pair, was_asked=was_asked)
+
     def forget_closing(self, queue_pair: VerbsQueuePair) -> None:
         """A closed queue pair has nothing more to send, or nobody to send it to."""
         assert self._closing is not None
@@ -405,8 +411,10 @@ class VerbsDevice(Device):
     def _end_overdue(self) -> None:
         """Destroy queue pairs that have rested; the others had time enough to send."""
         assert self._closing is not None
+        # A loop that was busy has yet to see that their peers were not silent.
+        self._collect_all()
         for queue_pair in self._closing.take_overdue():
-            if queue_pair.is_stopped:
+            if queue_pair.is_stopped or queue_pair.has_said_all:
                 self.destroy(queue_pair)
             else:
                 queue_pair.give_up()
@@ -542,6 +550,12 @@ class VerbsDevice(Device):
             domain.close()
         if self.forked:
             return
+        try:
+            self._await_closing()
+        finally:  # Ctrl-C spares the wait
+            self._end()
+
+    def _end(self) -> None:
         self._end_closing()
         for bundle in self._bundles:
             bundle.close()
@@ -569,12 +583,12 @@ class VerbsDevice(Device):
         if self._finder is not None:
             self._finder.close()
 
-    def _end_closing(self) -> None:
+    def _await_closing(self) -> None:
         """Let peers have what was posted before the close, while that has time.
 
         A program may end when it has written all: over TCP the kernel would go on.
         """
-        closing, left = self._closing, self._close_wait
+        closing, left = self._closing, self._close_wait + LINGER_MAX
         if closing is None:
             return
         until = time.monotonic() + left
@@ -584,6 +598,11 @@ class VerbsDevice(Device):
                 self._epoll.poll(left)
             self._ready.clear()
             left = until - time.monotonic()
+
+    def _end_closing(self) -> None:
+        closing = self._closing
+        if closing is None:
+            return
         for queue_pair in closing.all():
             queue_pair.give_up()  # all of them first: then the kernel waits once
         for queue_pair in closing.all():

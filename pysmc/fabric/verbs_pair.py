@@ -148,6 +148,9 @@ class VerbsQueuePair(QueuePair):
         """The post whose completion connects us."""
         self._goodbye = 0
         """The post whose completion ends our close."""
+        self._lingers = False
+        """Whether the peer has more to say after our close."""
+        self._was_asked = False
         self._chain: list[RequestTuple] = []
         self._posted = 0
         """Requests that were numbered, those of the chain among them."""
@@ -391,7 +394,19 @@ class VerbsQueuePair(QueuePair):
         is_waiting = state is _WAITING or state is _PROBING
         if is_waiting and self._awaited and number >= self._awaited:
             self._connected()
-        if self._goodbye and number >= self._goodbye:
+        if self._goodbye and self.has_said_all:
+            self._end_of_goodbye()
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether it was closed, and everything before that was acknowledged."""
+        is_closing = self._state is _State.CLOSING
+        return is_closing and 0 < self._goodbye <= self._completed
+
+    def _end_of_goodbye(self) -> None:
+        if self._lingers:
+            self.device.linger(self, was_asked=self._was_asked)
+        else:
             self.device.forget_closing(self)
 
     def _post_waiting(self) -> None:
@@ -424,6 +439,10 @@ class VerbsQueuePair(QueuePair):
                 self._connected()
             if self._state is _UP:
                 self._deliver(data)
+            elif self._state is _State.CLOSING:
+                self._was_asked |= self._codec.is_question(data)
+                if self.has_said_all:
+                    self._end_of_goodbye()  # which the peer has put off
 
     def _deliver(self, data: bytes) -> None:
         codec = self._codec
@@ -522,7 +541,7 @@ class VerbsQueuePair(QueuePair):
         except VerbsError:
             return True
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = False) -> None:
         """Close; the peer gets DOWN after all that was posted. Idempotent."""
         state = self._state
         if state in {_State.CLOSING, _State.RESTING, _State.CLOSED, _State.FORKED}:
@@ -535,7 +554,7 @@ class VerbsQueuePair(QueuePair):
         if state not in _SENDING:
             self.device.destroy(self)
             return
-        self._state = _State.CLOSING
+        self._state, self._lingers = _State.CLOSING, linger
         self.device.keep_closing(self)
         self._post(WR_SEND, b"", 0, 0, _NOT_A_PUBLISH)
         if not self._waiting:

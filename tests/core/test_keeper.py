@@ -7,7 +7,7 @@ from itertools import permutations
 
 import pytest
 
-from pysmc.core.actions import RegisterMemory
+from pysmc.core.actions import CloseQueuePair, RegisterMemory
 from pysmc.core.connection import Connection
 from pysmc.core.events import ConnectionLost, Established, FellBack
 from pysmc.core.rmb import RmbState
@@ -52,6 +52,39 @@ def test_memory_of_a_closed_connection_is_used_again_and_clean() -> None:
     assert again[1].rmb.handle.memory == bytes(16384)
     assert again[1].alert_token != ends[1].alert_token
     assert deletions(pair, "server") == 0
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_link_is_said_to_be_in_use_while_the_peer_has_connections(
+    is_closed: bool,
+) -> None:
+    pair = CorePair()
+    ends = pair.establish()
+    if is_closed:
+        close_both(pair, ends)
+    else:
+        pair.close(pair.client, ends[0])
+    endpoint = pair.client.endpoint
+    endpoint.take_actions()
+    endpoint.shutdown(pair.now)
+    orders = [one for one in endpoint.take_actions() if type(one) is CloseQueuePair]
+    assert [order.in_use for order in orders] == [not is_closed]
+
+
+def test_so_it_is_when_the_peer_did_not_close_in_time() -> None:
+    """We have forgotten the connection by then, and the peer has not."""
+    pair = CorePair()
+    ours, theirs = pair.establish()
+    pair.close(pair.client, ours)
+    pair.drive()
+    pair.advance(pair.client.endpoint._context.config.close_wait + 1)
+    endpoint = pair.client.endpoint
+    assert [len(group.connections) for group in endpoint.groups] == [0]
+    assert not theirs.we_ended
+    endpoint.take_actions()
+    endpoint.shutdown(pair.now)
+    orders = [one for one in endpoint.take_actions() if type(one) is CloseQueuePair]
+    assert [order.in_use for order in orders] == [True]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2])

@@ -24,7 +24,7 @@ from pysmc.fabric.verbs import VerbsDevice
 from pysmc.fabric.verbs_api import Limits, Path, SendRequest, VerbsError
 from pysmc.fabric.verbs_ports import ROCE_V2, RdmaPort
 from pysmc.testing.conformance_bench import Bench
-from smcproto import cdc
+from smcproto import cdc, llc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -578,7 +578,9 @@ class Roce:
         self.bench = Bench(self.devices[0], self.devices[1], self.world.run)
 
     def _open(self, host: int) -> VerbsDevice:
-        codec = UpdateCodec(cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe")
+        codec = UpdateCodec(
+            cdc.pack, cdc.unpack, lambda data: data[:1] == b"\xfe", llc.is_question
+        )
         return VerbsDevice(
             make_port(host + 1),
             codec=codec,

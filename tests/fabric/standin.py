@@ -164,7 +164,8 @@ class RemoteQueue(StandIn, QueuePair):
     def flush(self) -> None:
         self.line.call(self.index, "flush")
 
-    def close(self) -> None:
+    def close(self, *, linger: bool = False) -> None:
+        del linger
         self.line.call(self.index, "close")
 
 

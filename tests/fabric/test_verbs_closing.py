@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import select
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,111 @@ def test_each_peer_that_takes_nothing_has_its_time(roce: Roce, clock: Any) -> No
         assert library.open["pair"] == left
     assert not device.is_finishing
     roce.world.is_held = False
+
+
+# A peer that still had connections
+
+
+@pytest.fixture
+def linux(roce: Roce, clock: Any, monkeypatch: pytest.MonkeyPatch) -> VerbsQueuePair:
+    """The far end of a link whose near one is closed: it heeds no goodbye."""
+    near, far = roce.bench.link()
+    assert isinstance(far.queue_pair, VerbsQueuePair)
+    monkeypatch.setattr(far.queue_pair, "_received_empty", lambda: None)
+    near.queue_pair.close(linger=True)
+    near.domain.close()
+    roce.bench.settle()
+    return far.queue_pair
+
+
+def say(peer: VerbsQueuePair, roce: Roce) -> None:
+    """Let a peer send something, and the device see it."""
+    peer.post_send(b"abort")
+    peer.flush()
+    roce.devices[0].arm()
+    roce.devices[0].poll()
+
+
+def test_a_peer_with_connections_is_acknowledged_until_it_is_silent(
+    roce: Roce, clock: Any, linux: VerbsQueuePair
+) -> None:
+    library, device = roce.libraries[0], roce.devices[0]
+    for clock.now, is_left in ((100.2, 1), (100.4, 1), (100.8, 0)):
+        pass_time(device)
+        assert library.open["pair"] == is_left
+        assert device.is_finishing == is_left
+        if clock.now == 100.2:
+            say(linux, roce)
+    linux.close()
+
+
+def test_a_peer_that_is_never_silent_is_not_waited_for(
+    roce: Roce, clock: Any, linux: VerbsQueuePair
+) -> None:
+    for fifth in range(1, 25):
+        clock.now = 100 + fifth / 5
+        pass_time(roce.devices[0])
+        say(linux, roce)
+        assert roce.libraries[0].open["pair"] == 1
+    clock.now = 105.01
+    pass_time(roce.devices[0])
+    assert roce.libraries[0].open["pair"] == 0
+    linux.close()
+
+
+def test_a_peer_is_not_silent_because_the_loop_was_busy(
+    roce: Roce, clock: Any, linux: VerbsQueuePair
+) -> None:
+    """It spoke in time, and goes on; the device looks only when its time is over."""
+    linux.post_send(b"abort")
+    linux.flush()
+    roce.world.run()
+    for clock.now, is_left in ((100.4, 1), (100.8, 0)):
+        pass_time(roce.devices[0])
+        assert roce.libraries[0].open["pair"] == is_left
+    linux.close()
+
+
+def test_a_question_gives_a_peer_the_time_in_which_it_waits_for_the_answer(
+    roce: Roce, clock: Any, linux: VerbsQueuePair
+) -> None:
+    linux.post_send(b"\x29\x2c\x00\x00 DELETE RKEY, a request")
+    linux.flush()
+    for clock.now, is_left in ((100.1, 1), (102.5, 1), (102.7, 0)):
+        pass_time(roce.devices[0])
+        assert roce.libraries[0].open["pair"] == is_left
+    linux.close()
+
+
+def test_a_device_is_closed_when_such_a_peer_is_silent(
+    roce: Roce, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verbs_closing, "LINGER_SECONDS", 0.05)
+    near, far = roce.bench.link()
+    assert isinstance(far.queue_pair, VerbsQueuePair)
+    monkeypatch.setattr(far.queue_pair, "_received_empty", lambda: None)
+    near.queue_pair.close(linger=True)
+    since = time.monotonic()
+    roce.devices[0].close()
+    assert 0.04 < time.monotonic() - since < 1.5
+    assert roce.libraries[0].is_closed
+    far.queue_pair.close()
+
+
+def test_an_interrupt_spares_the_wait_alone(
+    roce: Roce, linux: VerbsQueuePair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = roce.devices[0]
+
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(device, "arm", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        device.close()
+    assert roce.libraries[0].open["pair"] == 0
+    assert roce.libraries[0].is_closed
+    linux.close()
 
 
 # What failed

@@ -78,10 +78,7 @@ def test_a_kernel_that_accepts_serves_others_afterwards(kernel) -> None:
         assert server.fact()["said"] == ""
     kernel.wait_until_gone()
     client = kernel.start("client", connect, port)
-    (view,) = kernel.wait_for(
-        lambda views: [one for one in views if one.role == "client"]
-    )[:1]
-    assert view.mode == "smcr"
+    assert client.fact()["modes"] == ["smcr"]
     assert client.wait() == 0
     assert server.fact()["said"] == "after the probes"
     assert server.wait() == 0

@@ -125,15 +125,6 @@ def assert_kernel_is_on_smcr(kernel, at_least: int = 1) -> None:
     assert {one.mode for one in found} == {"smcr"}, found
 
 
-async def theirs_are_closed(kernel) -> None:
-    """Servers of theirs have seen that we closed, and done the same.
-
-    Our end lives on until then: what Linux sends after our queue pair has gone,
-    soft-RoCE sends again without end, and a close() of Linux waits for that.
-    """
-    await asyncio.to_thread(kernel.wait_until_gone)
-
-
 # Servers of theirs
 
 
@@ -171,9 +162,9 @@ def test_redis_py_with_redis_server(kernel, redis_port) -> None:
             await pipelines(client)
             await news(client, redis_port)
             assert_kernel_is_on_smcr(kernel)
-        await theirs_are_closed(kernel)
 
     play(work())
+    kernel.wait_until_gone()
 
 
 async def pipelines(client: Any) -> None:
@@ -247,9 +238,9 @@ def test_aiohttp_with_nginx(kernel, nginx_port) -> None:
                 *(fetch(session, MIB // 4 * 4) for _ in range(AT_ONCE))
             )
             assert_kernel_is_on_smcr(kernel, AT_ONCE)
-        await theirs_are_closed(kernel)
 
     play(work())
+    kernel.wait_until_gone()
 
 
 # Clients of theirs

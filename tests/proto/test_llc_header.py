@@ -11,6 +11,7 @@ from smcproto.llc_header import (
     announced_count,
     build_message,
     is_ignorable,
+    is_question,
     open_frame,
 )
 
@@ -71,6 +72,24 @@ def test_the_length_byte_of_version_1_must_be_44(length):
 def test_the_two_highest_bits_tell_what_may_be_ignored(number, ignorable):
     """RFC 7609 A.3: 10 is optional, 00 has to be supported."""
     assert is_ignorable(number) is ignorable
+
+
+@pytest.mark.parametrize(
+    ("start", "holds_up"),
+    [
+        ("07 2c 00 00", True),
+        ("27 00 2c 00", True),
+        ("29 2c 00 40", True),
+        ("26 2c 00 80", False),
+        ("24 2c 00 60", False),
+        ("fe 2c 00 00", False),
+        ("29 2c 00", False),
+        ("", False),
+    ],
+)
+def test_what_holds_its_sender_up_is_a_question(start, holds_up):
+    data = bytes.fromhex(start)
+    assert is_question(data) is holds_up
 
 
 def test_a_body_is_padded_and_framed():

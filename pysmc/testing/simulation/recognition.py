@@ -24,7 +24,7 @@ from pysmc.discovery.local import UNCLAIMED_WAIT
 from pysmc.discovery.mark import read_mark, save_syn, set_mark
 from pysmc.discovery.offer import OFFERED_SHARE, SERVER_SHARE
 from pysmc.discovery.order import Way
-from pysmc.discovery.rendezvous import SMC, Refusal, Verdict, refused, tcp
+from pysmc.discovery.rendezvous import SMC, Refusal, Verdict, failed, refused, tcp
 from pysmc.discovery.static import StaticPeers
 from pysmc.reasons import Reason, reason
 from pysmc.testing.simulation.tcp import Channel
@@ -181,8 +181,12 @@ class SimMark:
         if self.verdict is not None or self._meeting is not None or sock is None:
             return
         self._unmark(sock)
+        try:
+            self._meeting = meeting = self._discovery.meeting(sock)
+        except OSError as error:
+            self._settle(failed("The rendezvous could not be opened", error))
+            return
         self._discovery.marks[self] = None
-        self._meeting = meeting = self._discovery.meeting(sock)
         meeting.mark = self
         wait = self._discovery.wait_seconds
         later = self.loop.call_later
@@ -450,7 +454,13 @@ class SimDiscovery:
         return SimLookup(self._network) if is_enough else None
 
     def meeting(self, sock: SimSocket) -> Meeting:
-        """Find the meeting of a connection, or begin it."""
+        """Find the meeting of a connection, or begin it.
+
+        Raises:
+            OSError: ENOTCONN, the connection has ended. The network may have forgotten
+                it before its program is told.
+        """
+        sock.getpeername()
         connection = self._network.connection_of(sock)
         assert connection is not None, "only connected sockets are asked about"
         if connection.meeting is None:
@@ -493,7 +503,11 @@ class SimDiscovery:
         """Agree with the client of an accepted connection."""
         if self.lists(conn):
             return SMC
-        offer = Offer(self, conn, self.meeting(conn), instead)
+        try:
+            meeting = self.meeting(conn)
+        except OSError as error:
+            return failed("The client cannot be looked for", error)
+        offer = Offer(self, conn, meeting, instead)
         self._offers[offer] = None
         try:
             return await offer.verdict()

@@ -116,10 +116,8 @@ class Soak:
         drawn = draw_conversation(
             self._rng, PROCESSES, most_bytes=3000, pace=PAUSES_SECONDS
         )
-        pauses = sum(drawn.client.pauses) + sum(drawn.server.pauses)
-        patience = PATIENCE_SECONDS + pauses
         scripts = [
-            replace(script, patience=patience, read_pause=0.0, linger=0.0)
+            replace(script, patience=PATIENCE_SECONDS, read_pause=0.0, linger=0.0)
             for script in (drawn.client, drawn.server)
         ]
         listener = self._rng.randrange(PROCESSES)

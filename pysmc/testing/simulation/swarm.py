@@ -335,15 +335,34 @@ def _run(world: World, town: Town, spec: Spec, outcome: Outcome) -> None:
             town.end()
     world.run(until=lambda: town.is_over, limit=STEPS_MAX)
     town.close_servers()
-    # What the library has begun may need its own waits to end.
-    end = world.now + SETTLE_SECONDS
-    world.run(until=lambda: town.is_quiet or world.now > end, limit=STEPS_MAX)
+    _settle(world, town)
     if spec.rests:
         _rest(world, spec, outcome)
 
 
 def _reaches(world: World, town: Town, step: int) -> Callable[[], bool]:
     return lambda: world.steps + 1 >= step or town.is_over
+
+
+def _settle(world: World, town: Town) -> None:
+    """Let the library end what it has begun, which may need its own waits.
+
+    A caller may have ended before its server is given it. The server's program begins
+    only then, and comes to its own end as every other.
+
+    Raises:
+        Stuck: A program is left that nothing can end.
+        TooManySteps: A program does not come to its end.
+    """
+    was_over = False
+    while not was_over:
+        end = world.now + SETTLE_SECONDS
+        world.run(
+            until=lambda end=end: town.is_quiet or world.now > end,  # type: ignore[misc]
+            limit=STEPS_MAX,
+        )
+        was_over = town.is_over
+        world.run(until=lambda: town.is_over, limit=STEPS_MAX)
 
 
 def _rest(world: World, spec: Spec, outcome: Outcome) -> None:

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pysmc.testing.simulation.stream import Flows
-from pysmc.testing.simulation.talk import APIS, End, StreamTalk, Talk, pause
+from pysmc.testing.simulation.talk import (
+    APIS,
+    BACKLOG_BYTES,
+    End,
+    StreamTalk,
+    Talk,
+    pause,
+)
 
 if TYPE_CHECKING:
     import random
@@ -57,13 +64,26 @@ class Script:
     linger: float = 0.0
     """Seconds before it closes."""
     patience: float = 400.0
-    """Seconds after which it gives up: longer than every wait of ours that a fault can
-    cause."""
+    """Seconds that it waits for others, beyond what both programs pause themselves:
+    longer than every wait of ours that a fault can cause."""
 
     @property
     def is_rude(self) -> bool:
         """Whether it may end before everything was said."""
         return self.end in RUDE_ENDS or self.cancel_step > 0
+
+    def pauses_over(self, peer_writes: tuple[int, ...]) -> float:
+        """Tell how many seconds it pauses, at most.
+
+        Args:
+            peer_writes: Sizes of what it has to read.
+        """
+        # While it pauses, all comes that there is room for. So a read is a short one
+        # only at the first piece of a write, at its last, and behind a full backlog.
+        total = sum(peer_writes)
+        short = 2 * len(peer_writes) + total // BACKLOG_BYTES
+        reads = total // self.read_bytes + short
+        return sum(self.pauses) + reads * self.read_pause + self.linger
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,13 @@ class Conversation:
     def is_rude(self) -> bool:
         """Whether one end may end before everything was said."""
         return self.client.is_rude or self.server.is_rude
+
+    @property
+    def pauses_seconds(self) -> float:
+        """How long both programs pause, at most; no wait of ours is in it."""
+        client, server = self.client, self.server
+        # Who asks reads without a pause, so an answer's size need not be known.
+        return client.pauses_over(server.writes) + server.pauses_over(client.writes)
 
 
 def draw_script(rng: random.Random, *, most_bytes: int, pace: float) -> Script:
@@ -338,7 +365,7 @@ class Town:
         talk = self._take_over(talking.server, script, process, transport)
         del door
         task = process.start(
-            self._play(talking.server, script, talk, process),
+            self._play(talking, talking.server, script, talk, process),
             f"answer {talking.number}",
         )
         talking.server_task = task
@@ -375,7 +402,7 @@ class Town:
         finally:
             talking.is_refused = talk is None
         if talk is not None:
-            await self._play(end, conversation.client, talk, caller)
+            await self._play(talking, end, conversation.client, talk, caller)
 
     async def _dial(self, talking: Talking, caller: Process) -> Talk:
         conversation, loop = talking.conversation, caller.loop
@@ -398,10 +425,11 @@ class Town:
     # Programs
 
     async def _play(
-        self, end: End, script: Script, talk: Talk, process: Process
+        self, talking: Talking, end: End, script: Script, talk: Talk, process: Process
     ) -> None:
         loop = process.loop
-        timer = loop.call_later(script.patience, _lose_patience, end, talk)
+        patience = script.patience + talking.conversation.pauses_seconds
+        timer = loop.call_later(patience, _lose_patience, end, talk)
         writer: asyncio.Task[None] | None = None
         try:
             if script.style == "duplex":

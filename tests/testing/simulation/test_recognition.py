@@ -200,6 +200,49 @@ async def pause(seconds: float) -> None:
     await waiter
 
 
+@pytest.mark.parametrize("seed", range(0, SEEDS, 2))
+def test_a_server_finds_a_connection_that_has_ended_and_is_forgotten(seed) -> None:
+    """It was reset in the queue of a stopped server, and others came meanwhile."""
+    kit = begin(seed)
+    kit.server.stop()
+    first = kit.client.start(kit.talk(b"x"))
+    kit.world.run(until=lambda: bool(kit.listener.queue))
+    (connection,) = kit.world.tcp.connections
+    connection.reset()
+    second = kit.client.start(kit.talk(b"y"))
+    kit.world.run(until=lambda: connection not in kit.world.tcp.connections)
+    kit.server.resume()
+    kit.world.run(until=lambda: first.done() and second.done())
+    assert isinstance(first.exception(), OSError)
+    assert second.result() == b"y"
+    assert kit.close() == []
+    assert kit.world.errors == []
+
+
+def test_a_client_is_connected_over_what_has_ended_and_is_forgotten() -> None:
+    """It was reset between its connect and the turn in which that is heard of."""
+    kit = begin(1)
+
+    async def hold() -> str:
+        discovery: Any = kit.client.driver.discovery
+        sock: Any = kit.world.tcp.socket(kit.client.descriptors, kit.client.host)
+        mark = discovery.prepare(sock, kit.listener.name)
+        await asyncio.SelectorEventLoop.sock_connect(
+            kit.client.loop, sock, kit.listener.name
+        )
+        kit.world.tcp.connections[0].reset()
+        kit.world.tcp.tidy()
+        assert kit.world.tcp.connections == []
+        discovery.connected(mark)
+        verdict = await discovery.wait_confirmed(mark)
+        sock.close()
+        return str(verdict.reason)
+
+    assert "The rendezvous could not be opened" in kit.run(hold())
+    assert kit.close() == []
+    assert kit.world.errors == []
+
+
 def test_a_listener_is_announced_once_more_after_another() -> None:
     kit = begin(1)
     discovery: Any = kit.server.driver.discovery

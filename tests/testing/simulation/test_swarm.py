@@ -22,12 +22,14 @@ from pysmc.core.keeper import Keeper
 from pysmc.core.tuning import Tuning
 from pysmc.testing.simulation.faults import Fault
 from pysmc.testing.simulation.swarm import Outcome, Spec, draw, play, without_faults
-from pysmc.testing.simulation.workload import Conversation, Script
+from pysmc.testing.simulation.workload import Conversation, Script, Town
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pysmc.testing.invariants import Watch
+    from pysmc.testing.simulation.talk import End
+    from pysmc.testing.simulation.workload import Talking
 
 CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB, test_link_interval=5.0)
 TALK = Conversation(
@@ -86,6 +88,98 @@ def test_a_drawn_world_depends_on_its_seed_alone() -> None:
     assert draw(7) == draw(7)
     assert draw(7) != draw(8)
     assert without_faults(draw(7)).faults == ()
+
+
+# Callers that have ended before their server is given them
+
+ASKS = Conversation(1, 0, Script(style="ask"), Script(style="answer"), begin=0.1)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> list[Talking]:
+    """Conversations whose callers had ended, and whose servers had not begun."""
+    found: list[Talking] = []
+    right = Town.close_servers
+
+    def close_servers(self: Town) -> None:
+        right(self)
+        found.extend(each for each in self.talkings if not each.server.made)
+
+    monkeypatch.setattr(Town, "close_servers", close_servers)
+    return found
+
+
+def made_late(late: list[Talking]) -> list[End]:
+    return [talking.server for talking in late if talking.server.made]
+
+
+def cancel_callers(talk: Conversation = ASKS) -> Iterator[Outcome]:
+    """Play worlds in which a caller is cancelled, before every step of a handshake."""
+    for step in range(4, 40):
+        fault = Fault("cancel a task", step)
+        yield play(Spec(5, (CONFIG, CONFIG), (talk,), (fault,)))
+
+
+@pytest.mark.parametrize("cancel_step", [0, 1])
+def test_a_server_is_waited_for_though_its_caller_has_ended(
+    late: list[Talking], cancel_step: int
+) -> None:
+    """It is given the caller later, and comes to its own end."""
+    talk = replace(ASKS, server=replace(ASKS.server, cancel_step=cancel_step))
+    for outcome in cancel_callers(talk):
+        assert outcome.problems == []
+    servers = made_late(late)
+    assert {server.mode for server in servers} == {"smcr", "tcp"}
+    assert all(server.is_over for server in servers)
+
+
+# asyncio forgets a connection that it accepted while its server closed.
+@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
+def test_a_server_has_its_patience_though_its_caller_has_ended(
+    late: list[Talking],
+) -> None:
+    """The path is dead, and its patience longer than the waits of the library."""
+    talk = replace(ASKS, client=replace(ASKS.client, end="abort"))
+    fault = Fault("kill TCP silently", 4)
+    for seed in range(30):
+        outcome = play(Spec(seed, (CONFIG, Config(fabrics=())), (talk,), (fault,)))
+        assert outcome.problems == [], seed
+    servers = made_late(late)
+    assert servers
+    assert all(server.is_timed_out and server.is_over for server in servers)
+
+
+@UNCLOSED
+@pytest.mark.parametrize(
+    ("method", "cancel_step", "problem"),
+    [
+        ("_call_connection_lost", 1, "connection_lost never came"),
+        ("receive_news", 0, "its patience was over"),
+    ],
+)
+def test_a_server_that_hangs_is_noticed_though_its_caller_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+    late: list[Talking],
+    method: str,
+    cancel_step: int,
+    problem: str,
+) -> None:
+    """It is not told of the end; of the connection's, or of the file's."""
+    right = getattr(SmcTransport, method)
+
+    def wrong(self: SmcTransport, about: Any) -> None:
+        talks = [talking.server.talk for talking in late]
+        if any(talk is not None and talk.transport is self for talk in talks):
+            self._stop_waiting()
+        else:
+            right(self, about)
+
+    monkeypatch.setattr(SmcTransport, method, wrong)
+    talk = replace(ASKS, server=replace(ASKS.server, cancel_step=cancel_step))
+    told = [" ".join(outcome.problems) for outcome in cancel_callers(talk)]
+    hangs = [each for each in told if each]
+    assert len(hangs) == sum(server.mode == "smcr" for server in made_late(late)) > 0
+    assert all(f"server 0: {problem}" in each for each in hangs)
 
 
 # Known faults, put into the library
@@ -165,14 +259,19 @@ def test_an_abort_told_as_an_end_of_file_is_noticed(
 
 
 @UNCLOSED
-def test_a_lost_wake_up_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("read_pause", [0.0, 300.0])
+def test_a_lost_wake_up_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, read_pause: float
+) -> None:
+    """Also where a program pauses for longer than it waits for others."""
     right = Connection._follow_cursors
 
     def wrong(self: Connection, producer: int, consumer: int) -> int:
         return right(self, producer, consumer) & ~News.SPACE
 
     monkeypatch.setattr(Connection, "_follow_cursors", wrong)
-    assert "its patience was over" in told()
+    talk = replace(TALK, client=replace(TALK.client, read_pause=read_pause))
+    assert "its patience was over" in told(replace(SPEC, conversations=(talk,)))
 
 
 @UNCLOSED

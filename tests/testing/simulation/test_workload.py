@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from pysmc.config import KIB, Config
+from pysmc.core.tuning import Tuning
 from pysmc.testing.simulation import World
+from pysmc.testing.simulation.talk import APIS
 from pysmc.testing.simulation.workload import (
     Conversation,
     Script,
@@ -20,9 +22,14 @@ from pysmc.testing.simulation.workload import (
 CONFIG = Config(rmbe_bytes=16 * KIB, sndbuf_bytes=16 * KIB)
 
 
-def play(conversation: Conversation, seed: int = 1) -> Talking:
+def play(
+    conversation: Conversation, seed: int = 1, *, element_bytes: int = 0
+) -> Talking:
     world = World(seed)
     processes = [world.process(name, CONFIG) for name in ("server", "client")]
+    for process in processes:
+        process.driver.open()
+        process.driver.endpoint.tuning = Tuning(element_bytes=element_bytes)
     town = Town(world, processes, (replace(conversation, begin=0.1),))
     town.open()
     world.run(until=lambda: town.is_over)
@@ -104,6 +111,31 @@ def test_who_is_waited_for_too_long_is_left() -> None:
     talking = play(Conversation(1, 0, waits, replace(waits, patience=50.0)))
     assert talking.client.is_timed_out
     assert not talking.server.is_timed_out
+
+
+def test_who_pauses_for_long_has_its_patience_beside() -> None:
+    """Only the waits for others count, for either end."""
+    reader = Script(read_bytes=4096, read_pause=2.0, pauses=(3.0,), patience=5.0)
+    writer = Script(writes=(20_000,), linger=4.0, patience=5.0)
+    talk = Conversation(1, 0, reader, writer)
+    assert talk.pauses_seconds == 4 * 2.0 + 6 * 2.0 + 3.0 + 4.0
+    talking = play(talk)
+    assert talking.is_complete
+    assert not any(end.is_timed_out for end in talking.ends)
+
+
+@pytest.mark.parametrize("api", APIS)
+@pytest.mark.parametrize("read_bytes", [100, 700, 4096, 65536])
+@pytest.mark.parametrize("element_bytes", [0, 16])
+def test_nobody_pauses_for_longer_than_is_told(
+    api: str, read_bytes: int, element_bytes: int
+) -> None:
+    """However few bytes there is room for at once."""
+    slow = Script(api, writes=(1, 17, 5000, 100), read_bytes=read_bytes, patience=1e-6)
+    client, server = (replace(slow, read_pause=pause) for pause in (0.001, 0.003))
+    talking = play(Conversation(1, 0, client, server), element_bytes=element_bytes)
+    assert talking.is_complete
+    assert not any(end.is_timed_out for end in talking.ends)
 
 
 def test_a_call_that_nobody_takes_is_refused() -> None:

@@ -15,11 +15,17 @@ Connects come first. Link groups are limited to 16 connections, and 16 stay open
 round, so that the first of a round is a first contact (queue pairs, memory, CONFIRM
 LINK). Then some are opened and closed, one after the other ("reuse"); then the others
 are opened ("one more"). A short rest before each lets what came before come to its end.
+
+A fifth pair knows nothing of SMC: a client of plain TCP connects, sends as much as a
+Proposal has, and waits for an answer of as many bytes from a bare asyncio server. No
+server on asyncio's own loop can send its Accept sooner, so that no connect to one can
+take less.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
 import os
@@ -51,6 +57,9 @@ GROUP_SETTING = Path("/proc/sys/net/smc/smcr_max_conns_per_lgr")
 BASE = "kernel-kernel"
 PAIRS = (BASE, "pysmc-kernel", "kernel-pysmc", "pysmc-pysmc")
 """Client and server."""
+BARE = "tcp-asyncio"
+PROPOSAL = bytes(156)
+"""As many bytes as a Proposal of ours."""
 SIZES = {"64 B": 64, "1 KiB": 1024, "16 KiB": 16 * 1024}
 WRITES = {"64 KiB": 65_536}
 ECHO, SINK, HEADER_BYTES = b"E", b"S", 8
@@ -108,7 +117,6 @@ def serve(sock: socket.socket) -> None:
 
 def kernel_client(host: str, port: int, local: str) -> None:
     """Run cells until standard input ends."""
-    held: list[socket.socket] = []
 
     def connect() -> socket.socket:
         sock = kernel_socket()
@@ -117,6 +125,12 @@ def kernel_client(host: str, port: int, local: str) -> None:
         sock.connect((host, port))
         return sock
 
+    run_cells(connect)
+
+
+def run_cells(connect: Callable[[], socket.socket]) -> None:
+    """Run cells until standard input ends."""
+    held: list[socket.socket] = []
     for line in sys.stdin:
         cell = json.loads(line)
         if cell["test"] == "connect":
@@ -177,6 +191,55 @@ def traffic(sock: socket.socket, cell: dict[str, Any]) -> dict[str, Any]:
     return {"gb_per_s": cell["total"] / seconds / 1e9}
 
 
+# The ends of the bare pair
+
+
+class Answer(asyncio.Protocol):
+    """Sends back what comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._transport.write(data)
+
+
+def bare_server(host: str) -> None:
+    """Answer on plain TCP until standard input ends."""
+
+    async def work() -> None:
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Answer, host, 0)
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await loop.run_in_executor(None, sys.stdin.read)
+        server.close()
+
+    asyncio.run(work())
+
+
+def bare_client(host: str, port: int, local: str) -> None:
+    """Connect over plain TCP, and wait for an answer each time."""
+
+    def connect() -> socket.socket:
+        sock = socket.create_connection((host, port), TIMEOUT, (local, 0))
+        sock.sendall(PROPOSAL)
+        left = len(PROPOSAL)  # MSG_WAITALL waits for nothing where there is a time-out
+        while left:
+            piece = sock.recv(left)
+            if not piece:
+                message = "the server ended before it had answered"
+                raise ConnectionError(message)
+            left -= len(piece)
+        return sock
+
+    run_cells(connect)
+
+
+SERVERS = {"kernel": kernel_server, "asyncio": bare_server}
+CLIENTS = {"kernel": kernel_client, "tcp": bare_client}
+
+
 # The run
 
 
@@ -201,7 +264,8 @@ class Bench:
         """Start every process; a start of Python may take seconds, so at once."""
         host, local = self._hosts
         servers = {
-            pair: self._start(pair.split("-")[1], "server", host) for pair in PAIRS
+            pair: self._start(pair.split("-")[1], "server", host)
+            for pair in (*PAIRS, BARE)
         }
         clients = {}
         for pair, serving in servers.items():
@@ -215,7 +279,7 @@ class Bench:
         return clients
 
     def _start(self, kind: str, role: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [__file__, f"--{role}", *arguments]
+        command = [__file__, f"--{role}", kind, *arguments]
         if kind == "pysmc":
             worker = ["-m", "pysmc.cli.bench_worker", role, "pysmc-verbs", "-"]
             command = [*worker, *arguments]
@@ -258,7 +322,7 @@ def measure_connects(bench: Bench, rounds: int) -> list[dict[str, Any]]:
     rows = []
     cell = {"test": "connect", "count": GROUP, "reuses": REUSES, "rest": REST}
     for number in range(-1, rounds):
-        for pair in _in_turn(number):
+        for pair in (*_in_turn(number), BARE):
             found = bench.measure(pair, cell)
             figures = {
                 "first contact": found["first"],
@@ -270,7 +334,7 @@ def measure_connects(bench: Bench, rounds: int) -> list[dict[str, Any]]:
                 | {"figure": figure, "unit": "ms"}
                 for name, figure in figures.items()
             ]
-    for pair in PAIRS:
+    for pair in (*PAIRS, BARE):
         bench.measure(pair, {"test": "close"})
     return rows
 
@@ -310,7 +374,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for cell in dict.fromkeys(row["cell"] for row in rows):
         mine = [row for row in rows if row["cell"] == cell]
         bases = {row["round"]: row["figure"] for row in mine if row["config"] == BASE}
-        for config in PAIRS:
+        for config in dict.fromkeys(row["config"] for row in mine):
             own = [row for row in mine if row["config"] == config]
             ratios = sorted(row["figure"] / bases[row["round"]] for row in own)
             result.append(
@@ -380,14 +444,15 @@ def main() -> None:
     parser.add_argument("--mebibytes", type=int, default=4, help="of a stream")
     parser.add_argument("--connects-only", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--server", nargs=1, help=argparse.SUPPRESS)
-    parser.add_argument("--client", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--server", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--client", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.server:
-        kernel_server(*options.server)
+        kind, host = options.server
+        SERVERS[kind](host)
     elif options.client:
-        host, port, local = options.client
-        kernel_client(host, int(port), local)
+        kind, host, port, local = options.client
+        CLIENTS[kind](host, int(port), local)
     elif not options.hosts or not options.ueid:
         parser.error("--hosts and --ueid are needed")
     else:

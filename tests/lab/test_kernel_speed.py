@@ -14,6 +14,7 @@ from tests.lab.measuring import show
 
 BENCH = Path(__file__).resolve().parents[2] / "benchmarks" / "bench_linux.py"
 PAIRS = {"kernel-kernel", "pysmc-kernel", "kernel-pysmc", "pysmc-pysmc"}
+BARE = "tcp-asyncio"
 CONNECTS = {f"connect, {name}" for name in ("first contact", "reuse", "one more")}
 
 
@@ -38,6 +39,7 @@ def test_ratios_to_the_kernel_with_itself(place, kernel) -> None:
             f"  {row['times_kernel']:.2f} times the kernel ({low:.2f} to {high:.2f})"
         )
         assert row["median"] > 0
-    assert {row["config"] for row in cells} == PAIRS
+    assert {row["config"] for row in cells} == PAIRS | {BARE}
+    assert {row["cell"] for row in cells if row["config"] == BARE} == CONNECTS
     assert {row["cell"] for row in cells} > CONNECTS
     kernel.wait_until_gone()

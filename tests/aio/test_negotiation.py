@@ -20,6 +20,7 @@ from pysmc.errors import (
     HandshakeTimeout,
     RemoteProtocolError,
 )
+from pysmc.fabric.base import Update
 
 HOST = "127.0.0.1"
 STATIC = {"discovery": ("static",), "peers": ("127.0.0.1",)}
@@ -502,6 +503,52 @@ def test_a_connection_lost_before_its_transport_is_made(kit, monkeypatch) -> Non
             assert isinstance(protocol.error, ConnectionReset)
 
     kit.run(scenario)
+
+
+def test_a_peer_that_breaks_a_rule_and_leaves_before_its_transport_is_made(
+    kit, monkeypatch
+) -> None:
+    """What arrived before is delivered; the memory in which it lay has gone."""
+    served = []
+
+    def serve():
+        served.append(kit.Recorder())
+        return served[-1]
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        real = Negotiation.established
+
+        def established(self, connection) -> None:
+            real(self, connection)
+            if self.role == "server":
+                monkeypatch.undo()
+                lie_and_leave(loop.driver, connection)
+
+        monkeypatch.setattr(Negotiation, "established", established)
+        async with kit.serving(serve) as port:
+            with contextlib.suppress(ConnectionError):
+                _, client = await loop.create_connection(kit.Recorder, HOST, port)
+                await client.until_call("lost")
+            (protocol,) = served
+            await protocol.until_call("lost")
+        assert protocol.data == bytes(1000)
+        assert isinstance(protocol.error, ConnectionAbortedError)
+
+    kit.run(scenario)
+
+
+def lie_and_leave(driver, connection) -> None:
+    """Have a peer write, announce more than there is room for, and lose the link."""
+    endpoint, link, now = driver.endpoint, connection.link, driver.time()
+    positions = (connection._rx_produced + 1000, connection._ring.capacity + 2000)
+    for sequence, position in enumerate(positions, 1):
+        producer, consumer = connection._ring.pack(position), connection._peer_consumer
+        update = Update(sequence, connection.alert_token, producer, consumer, 0)
+        endpoint.receive_update(link, update, now)
+    assert connection.error is not None
+    endpoint.link_down(link, "peer gone", "test", now)
+    driver.settle()
 
 
 def test_orders_that_come_late_are_harmless(kit) -> None:

@@ -34,13 +34,19 @@ def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(option_mark_module, "UNCLAIMED_WAIT", 30.0)
 
 
-async def agreed(kit: Any, **fields: Any) -> tuple[Any, Any, Any, Any]:
-    """Connect to a listener that shows the option: discovery, socket, mark, server."""
+def opted_in(kit: Any, **fields: Any) -> tuple[Any, Any, socket.socket]:
+    """Make both discoveries, and a listener that shows the option."""
     client = kit.discovery(**(fields or ONLY))
     server = kit.discovery(**ONLY)
-    listener = kit.bound()
+    listener: socket.socket = kit.bound()
     server.opt_in(listener)
     listener.listen()
+    return client, server, listener
+
+
+async def agreed(kit: Any, **fields: Any) -> tuple[Any, Any, Any, Any]:
+    """Connect to a listener that shows the option: discovery, socket, mark, server."""
+    client, server, listener = opted_in(kit, **fields)
     sock = kit.client()
     mark = client.prepare(sock, listener.getsockname())
     assert isinstance(mark, OptionMark)
@@ -183,10 +189,7 @@ async def test_a_connect_that_goes_on_after_it_was_cancelled(
     kit: Any, option: Any
 ) -> None:
     """The socket has opted in, and may be answered: the second try goes by that."""
-    client, server = kit.discovery(**ONLY), kit.discovery(**ONLY)
-    listener = kit.bound()
-    server.opt_in(listener)
-    listener.listen()
+    client, _, listener = opted_in(kit)
     sock = kit.client()
     first = client.prepare(sock, listener.getsockname())
     sock.connect_ex(listener.getsockname())
@@ -205,10 +208,7 @@ async def test_a_program_that_uses_what_a_cancelled_connect_has_led_to(
     kit: Any, option: Any, is_handed_over: bool
 ) -> None:
     """The server was answered after the end of the connect, and awaits CLC."""
-    client, server = kit.discovery(**ONLY), kit.discovery(**ONLY)
-    listener = kit.bound()
-    server.opt_in(listener)
-    listener.listen()
+    client, _, listener = opted_in(kit)
     sock = kit.client()
     mark = client.prepare(sock, listener.getsockname())
     sock.connect_ex(listener.getsockname())
@@ -241,10 +241,7 @@ async def test_a_connect_that_is_cancelled_when_it_has_just_succeeded(
     kit: Any, option: Any, is_used: bool
 ) -> None:
     """The server was promised CLC, and nobody has seen its answer here."""
-    client, server = kit.discovery(**ONLY), kit.discovery(**ONLY)
-    listener = kit.bound()
-    server.opt_in(listener)
-    listener.listen()
+    client, _, listener = opted_in(kit)
     sock = kit.client()
     mark = client.prepare(sock, listener.getsockname())
     await kit.loop.sock_connect(sock, listener.getsockname())

@@ -330,6 +330,7 @@ def follow(programs: Programs, tmp_path: Path):
         def start(command: str, **options: Any) -> Process:
             arguments, settings = recipe.take_command(command)
             env = {"PATH": path, "HOME": str(tmp_path)} | settings
+            env |= options.pop("env", {})
             return programs.program(*arguments, env=env, is_measured=False, **options)
 
         return recipe, start

@@ -99,7 +99,9 @@ def test_aiohttp(follow, free_port, wait_announced):
 @pytest.mark.slow
 def test_prefork(follow, programs, free_port, wait_until):
     _, start = follow("prefork", {8080: free_port})
-    server = start("python server.py", start_new_session=True)
+    # Unbuffered, print() writes a line and its end one by one: four processes mix them.
+    buffered = {"PYTHONUNBUFFERED": ""}
+    server = start("python server.py", env=buffered, start_new_session=True)
     # It ends as a terminal ends it: all of its processes are interrupted.
     programs.may_complain.add(server)
     try:

@@ -30,8 +30,9 @@ LIMITS = {
     "plain": {"heap": GROWTH_MAX, "blocks": BLOCKS_MAX, "rss": RSS_MAX},
 }
 AT_ONCE = 4
-SMALL_BUFFERS = {"rmbe_bytes": 64 * KIB}
-"""So that a link's buffers lie in one arena, whichever of them overlap."""
+CONFIG = {"rmbe_bytes": 64 * KIB, "discovery_wait": 20.0}
+"""So that a link's buffers lie in one arena, whichever of them overlap; and that a
+process which a busy machine lets stand for a second is no loss."""
 DEADLINE = 60.0
 """Seconds for one order, of few connections or none."""
 CYCLE_SECONDS = 0.25
@@ -81,8 +82,8 @@ def test_connections_leave_nothing(long_run, peers, kind) -> None:
     """Each loop of the client is another peer to the server: links come and go too."""
     flags = ("--traced",) if kind == "traced" else ()
     name = f"soak-shm-cycles-{kind}"
-    server = peers.start("server", *flags, **SMALL_BUFFERS)
-    client = peers.start("client", *flags, **SMALL_BUFFERS)
+    server = peers.start("server", *flags, **CONFIG)
+    client = peers.start("client", *flags, **CONFIG)
     port = server.ask("serve", kind="echo")["port"]
     with long_run(name, small=600 if flags else 2_000, full=100_000) as run:
         loops = 20 if run.is_full else 4

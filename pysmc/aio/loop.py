@@ -388,7 +388,25 @@ class Loop(RawSocketLoop):
             if is_told_absent and self.time() >= driver.presence.absent_until:
                 self._plain_server = driver.plain("server")
             extra["smc"] = self._plain_server
-        return super()._accept_connection2(  # type: ignore[misc,no-any-return]
+        return self._accept_settled(
+            protocol_factory, conn, extra, sslcontext, server, *args
+        )
+
+    async def _accept_settled(
+        self,
+        protocol_factory: Any,
+        conn: socket.socket,
+        extra: dict[str, Any],
+        sslcontext: Any,
+        server: Any,
+        *args: Any,
+    ) -> None:
+        if _is_closed(server):
+            # Stock asyncio would find out when it makes the transport, and leave the
+            # socket to the garbage collector.
+            conn.close()
+            return
+        await super()._accept_connection2(  # type: ignore[misc]
             protocol_factory, conn, extra, sslcontext, server, *args
         )
 
@@ -411,16 +429,9 @@ class Loop(RawSocketLoop):
         except BaseException:
             conn.close()
             raise
-        if _is_closed(server):
-            # Stock asyncio would find out when it makes the transport, and leave the
-            # socket to the garbage collector.
-            if outcome.negotiation is not None:
-                outcome.negotiation.drop()
-            conn.close()
-            return
         self._outcomes[conn] = outcome
         try:
-            await super()._accept_connection2(  # type: ignore[misc]
+            await self._accept_settled(
                 protocol_factory, conn, extra, sslcontext, server, *args
             )
         finally:
@@ -522,7 +533,7 @@ class Loop(RawSocketLoop):
         )
 
     def _drop_outcome(self, sock: socket.socket) -> None:
-        """No transport took it: the protocol's factory raised."""
+        """No transport took it: the protocol's factory raised, or the server closed."""
         outcome = self._outcomes.pop(sock)
         if outcome.negotiation is not None:
             outcome.negotiation.drop()

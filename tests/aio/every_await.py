@@ -34,10 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 HOST = "127.0.0.1"
-ACCEPTING = ("_negotiate_and_accept", "_accept_connection2", "_serve")
+ACCEPTING = ("_negotiate_and_accept", "_accept_settled", "_serve")
 """Coroutines in which an accepted connection lives until it has its transport."""
-STOCK = "_accept_connection2"
-"""The one of them that is the stock loop's own."""
+STOCK = "_accept_settled"
+"""The one of them that awaits nothing but the stock loop's own."""
 
 
 # Both ends

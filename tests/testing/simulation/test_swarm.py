@@ -133,8 +133,6 @@ def test_a_server_is_waited_for_though_its_caller_has_ended(
     assert all(server.is_over for server in servers)
 
 
-# asyncio forgets a connection that it accepted while its server closed.
-@pytest.mark.filterwarnings("ignore:unclosed transport:ResourceWarning")
 def test_a_server_has_its_patience_though_its_caller_has_ended(
     late: list[Talking],
 ) -> None:

@@ -374,39 +374,6 @@ def test_a_server_that_is_closed_keeps_its_connections(kit, pairs) -> None:
     kit.run(scenario)
 
 
-@pytest.mark.parametrize("mode", ["tcp", "smcr"])
-@pytest.mark.parametrize("debug", [True, False])
-def test_a_server_that_closes_while_it_accepts_drops_the_newcomer(
-    kit, pairs, mode, debug
-) -> None:
-    """Stock asyncio reports an AssertionError, and the socket stays open meanwhile."""
-
-    async def scenario() -> None:
-        loop = asyncio.get_running_loop()
-        loop.set_debug(debug)
-        server = await loop.create_server(pairs.make, HOST, 0)
-        accepted = loop.driver.accepted
-
-        def count_and_close() -> None:
-            accepted()
-            loop.call_soon(server.close)  # before the task has begun
-
-        loop.driver.accepted = count_and_close
-        port = port_of(server)
-        if mode == "smcr":
-            _, client = await loop.create_connection(kit.Recorder, HOST, port)
-            await client.until_call("lost")
-            assert modes(client) == {"smcr"}
-        else:
-            with socket.create_connection((HOST, port)) as sock:
-                sock.setblocking(False)
-                assert await loop.sock_recv(sock, 1) == b""
-        await server.wait_closed()
-        assert pairs.served == []
-
-    kit.run(scenario)
-
-
 # --- connect_accepted_socket
 
 

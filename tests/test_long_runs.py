@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tested_commit import trees
+
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 
 PROGRAM = """
@@ -75,6 +77,7 @@ def test_the_full_count_adds_up_its_shards(tmp_path: Path) -> None:
     assert report["cpu_shards"] == "2 of 2"
     assert report["failures"] == 0
     assert report["facts"] == [{"rate": 3}, {"rate": 3}]
+    assert report["trees"] == trees()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tested_commit import commit
+from tested_commit import commit, trees
 
 if TYPE_CHECKING:
     import pytest
@@ -63,8 +63,10 @@ class Matrix:
         self._began = time.monotonic()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Note which cells will be run."""
-        commit()  # what was just loaded is tested, whatever the tree is at the end
+        """Note which cells will be run, and what is tested."""
+        # What was just loaded, whatever the tree is at the end.
+        commit()
+        trees()
         for item in session.items:
             cell = getattr(getattr(item, "callspec", None), "params", {}).get("cell")
             pair = getattr(getattr(item, "module", None), "PAIR", None)
@@ -118,6 +120,7 @@ class Matrix:
         return {
             "name": self._path.stem,
             "commit": commit(),
+            "trees": trees(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",

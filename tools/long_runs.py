@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tested_commit import commit, rotation
+from tested_commit import commit, rotation, trees
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,7 +56,9 @@ def pytest_collection_modifyitems(
 ) -> None:
     if not config.getoption("long"):
         return
-    commit()  # what was just loaded is tested, whatever the tree is when the run ends
+    # What was just loaded is tested, whatever the tree is when the run ends.
+    commit()
+    trees()
     for item in items:
         if any(item.get_closest_marker(name) for name in MARKERS):
             item.add_marker(pytest.mark.timeout(0), append=False)
@@ -173,6 +175,7 @@ def _sum(name: str, shards: int, parts: list[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = {
         "name": name,
         "commit": commit(),
+        "trees": trees(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",

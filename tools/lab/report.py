@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.places import ROOT
-from tested_commit import commit
+from tested_commit import commit, trees
 
 if TYPE_CHECKING:
     import pytest
@@ -66,6 +66,7 @@ class Report:
     def pytest_collection_finish(self) -> None:
         """Note what is tested, whatever the tree is at the end."""
         commit()
+        trees()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Take what one phase of a scenario says; what was skipped does not count."""
@@ -106,6 +107,7 @@ class Report:
         return {
             "name": self._path.stem,
             "commit": commit(),
+            "trees": trees(),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,6 +44,8 @@ table inet middlebox {{
 HOOK = "type filter hook input priority 0;"
 STRANGER = 65533
 CASES: dict[str, Callable[[Room], None]] = {}
+NEEDS: dict[str, tuple[str, str]] = {}
+"""The program that a case needs, and Debian's package."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,8 +59,23 @@ def case(function: Callable[[Room], None]) -> Callable[[Room], None]:
     return function
 
 
+def needs(
+    program: str, package: str
+) -> Callable[[Callable[[Room], None]], Callable[[Room], None]]:
+    """Say which program a case cannot do without."""
+
+    def note(function: Callable[[Room], None]) -> Callable[[Room], None]:
+        NEEDS[function.__name__] = (program, package)
+        return function
+
+    return note
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_on_the_kernel(name: str) -> None:
+    program, package = NEEDS.get(name, ("", ""))
+    if program and shutil.which(program) is None:
+        pytest.skip(f"needs the program {program}: apt-get install -y {package}")
     run_case(CASES[name])
 
 
@@ -129,6 +147,7 @@ def another_user_of_this_host(_: Room) -> None:
 
 
 @case
+@needs("nft", "nftables")
 def stripped_on_the_way_there(_: Room) -> None:
     strip("syn")
 
@@ -141,6 +160,7 @@ def stripped_on_the_way_there(_: Room) -> None:
 
 
 @case
+@needs("nft", "nftables")
 def stripped_on_the_way_back(_: Room) -> None:
     """The server has promised CLC to a client that knows nothing of it."""
     strip("syn|ack")
@@ -163,6 +183,7 @@ async def scenario_with_the_mark() -> None:
 
 
 @case
+@needs("nft", "nftables")
 def stripped_and_the_server_speaks_first(_: Room) -> None:
     """It is closed as by a kernel: what came later could be CLC."""
     strip("syn|ack")
@@ -223,6 +244,7 @@ def a_socket_that_the_program_uses_itself(_: Room) -> None:
 
 
 @case
+@needs("nft", "nftables")
 def a_connect_that_goes_on_after_its_end(_: Room) -> None:
     """A server that speaks first speaks: it is told that no CLC will come."""
     lose = "tcp flags & (syn|ack) == syn drop"
@@ -372,6 +394,7 @@ with asyncio.Runner(loop_factory=pysmc.new_event_loop) as runner:
 
 
 @case
+@needs("strace", "strace")
 def two_system_calls_for_each_connection(_: Room) -> None:
     """To a plain server: one to opt in and one to read the result."""
     with (

@@ -396,8 +396,8 @@ class Negotiation:
             self.peer_done = True
 
     def salvage(self) -> None:
-        """Copy out what arrived: the memory is about to go."""
-        if self.connection is not None and self.error is None:
+        """Copy out what arrived, once: the memory is about to go."""
+        if self.connection is not None and self.salvaged is None and self.error is None:
             self.salvaged = unread_bytes(self.connection)
 
     def lose(self, error: SmcError) -> None:

@@ -87,6 +87,7 @@ class EndingConnection:
         "group",
         "handle",
         "is_established",
+        "is_loss_told",
         "link",
         "peer_token",
         "remote_address",
@@ -117,6 +118,8 @@ class EndingConnection:
         self.error: SmcError | None = None
         # Handed out to the application; before that nobody is told of its end.
         self.is_established = False
+        # An event has told that it is lost: no other end tells that once more.
+        self.is_loss_told = False
         # True when the peer broke a rule: it may go on writing into our memory.
         self.suspect = False
 

@@ -490,6 +490,7 @@ class Endpoint:
                 actions, events = self._context.actions, self._context.events
                 actions.append(PublishUpdate(connection))
                 if connection.is_established:
+                    connection.is_loss_told = True
                     events.append(ConnectionLost(connection, error))
 
     def link_unanswered(self, link: Link, now: float) -> None:

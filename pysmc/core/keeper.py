@@ -160,7 +160,7 @@ class Keeper:
             told = connection.error
             lost = connection.is_established and (told or not connection.we_ended)
             connection.link_lost(error)
-            if lost:
+            if lost and not connection.is_loss_told:
                 news = ConnectionLost(connection, told or error)
                 self._context.events.append(news)
 

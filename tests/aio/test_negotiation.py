@@ -22,6 +22,9 @@ from pysmc.errors import (
 )
 from pysmc.fabric.base import Update
 
+# Descriptors are counted hundreds of times, and each time garbage is collected.
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 HOST = "127.0.0.1"
 STATIC = {"discovery": ("static",), "peers": ("127.0.0.1",)}
 """The client believes that everybody here speaks SMC."""
@@ -505,8 +508,11 @@ def test_a_connection_lost_before_its_transport_is_made(kit, monkeypatch) -> Non
     kit.run(scenario)
 
 
+@pytest.mark.parametrize(
+    ("how", "error"), [("lie", ConnectionAborted), ("withdraw", ConnectionReset)]
+)
 def test_a_peer_that_breaks_a_rule_and_leaves_before_its_transport_is_made(
-    kit, monkeypatch
+    kit, monkeypatch, how, error
 ) -> None:
     """What arrived before is delivered; the memory in which it lay has gone."""
     served = []
@@ -523,7 +529,7 @@ def test_a_peer_that_breaks_a_rule_and_leaves_before_its_transport_is_made(
             real(self, connection)
             if self.role == "server":
                 monkeypatch.undo()
-                lie_and_leave(loop.driver, connection)
+                break_a_rule_and_leave(loop.driver, connection, how)
 
         monkeypatch.setattr(Negotiation, "established", established)
         async with kit.serving(serve) as port:
@@ -533,19 +539,26 @@ def test_a_peer_that_breaks_a_rule_and_leaves_before_its_transport_is_made(
             (protocol,) = served
             await protocol.until_call("lost")
         assert protocol.data == bytes(1000)
-        assert isinstance(protocol.error, ConnectionAbortedError)
+        assert isinstance(protocol.error, error)
 
     kit.run(scenario)
 
 
-def lie_and_leave(driver, connection) -> None:
-    """Have a peer write, announce more than there is room for, and lose the link."""
+def break_a_rule_and_leave(driver, connection, how) -> None:
+    """Have a peer write, do what it must not, and lose the link.
+
+    It announces more than there is room for, or withdraws the memory that it gave.
+    """
     endpoint, link, now = driver.endpoint, connection.link, driver.time()
-    positions = (connection._rx_produced + 1000, connection._ring.capacity + 2000)
+    positions = [connection._rx_produced + 1000]
+    if how == "lie":
+        positions.append(connection._ring.capacity + 2000)
     for sequence, position in enumerate(positions, 1):
         producer, consumer = connection._ring.pack(position), connection._peer_consumer
         update = Update(sequence, connection.alert_token, producer, consumer, 0)
         endpoint.receive_update(link, update, now)
+    if how == "withdraw":
+        endpoint.rkeys_withdrawn(connection.group, [connection.remote_rkey])
     assert connection.error is not None
     endpoint.link_down(link, "peer gone", "test", now)
     driver.settle()

@@ -355,9 +355,22 @@ def test_a_broken_rule_and_the_end_of_the_link_are_told_as_one_loss() -> None:
     assert server.error is not None
     pair.cut_link(server.link)
     pair.drive()
-    lost = [event for event in pair.server.lost if event.connection is server]
-    assert lost
-    assert {event.error for event in lost} == {server.error}
+    (lost,) = [event for event in pair.server.lost if event.connection is server]
+    assert lost.error is server.error
+
+
+def test_withdrawn_memory_and_the_end_of_the_link_are_told_as_one_loss() -> None:
+    """Whoever copied out what had arrived would find nothing the second time."""
+    pair = CorePair()
+    _, server = pair.establish()
+    endpoint = pair.server.endpoint
+    endpoint.take_events()
+    endpoint.rkeys_withdrawn(server.group, [server.remote_rkey])
+    endpoint.link_down(server.link, "peer gone", "test", pair.now)
+    (lost,) = [
+        event for event in endpoint.take_events() if type(event) is ConnectionLost
+    ]
+    assert lost.error is server.error
 
 
 # Connections

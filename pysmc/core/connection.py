@@ -364,18 +364,23 @@ class Connection(EndingConnection):
 
         Devices repeat what they have delivered. As later on, cursors decide first.
         """
-        begin, capacity = self._rx_produced, self._ring.capacity
-        advance = self._ring.advance
-        try:
-            before, now = (
-                advance(begin, each[2], capacity, "producer")
-                for each in (early, update)
-            )
-        except RemoteProtocolError:
-            return True  # and the peer is told as soon as it is known
+        before, now = (self._early_bytes(each) for each in (early, update))
+        if before is None or now is None:
+            return before is not None
         return now > before or (
             now == before and (update[0] - early[0]) & 0xFFFF < 0x8000
         )
+
+    def _early_bytes(self, update: Update) -> int | None:
+        """Tell how far a peer that is not known yet has written; None if it lies.
+
+        A lie stays, so that the peer is told as soon as it is known.
+        """
+        begin, capacity = self._rx_produced, self._ring.capacity
+        try:
+            return self._ring.advance(begin, update[2], capacity, "producer")
+        except RemoteProtocolError:
+            return None
 
     def _follow_cursors(self, producer: int, consumer: int) -> int:
         news = News.NOTHING

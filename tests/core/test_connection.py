@@ -386,9 +386,13 @@ def test_what_is_repeated_before_the_peer_is_known_takes_nothing_back(
     assert (early.readable, early.peer_done) == expected
 
 
-def test_a_lie_before_the_peer_is_known_is_found_then(duo: Duo) -> None:
+@pytest.mark.parametrize("producers", [(3, 99), (99, 3), (99, 98)])
+def test_a_lie_before_the_peer_is_known_is_found_then(
+    duo: Duo, producers: tuple[int, int]
+) -> None:
     early = duo.bare(16, 5)
-    for update in ((1, 5, 3, 0, 0), (2, 5, 99, 0, 0)):
+    for sequence, producer in enumerate(producers, 1):
+        update = (sequence, 5, producer, 0, 0)
         assert early.receive_update(update) == News.NOTHING
     early.attach_peer(token=RToken(7, 1000), alert_token=6, rmbe_bytes=16)
     assert (early.readable, early.peer_aborted) == (0, True)

@@ -449,28 +449,35 @@ class Driver(Pump):
         if self.is_forked:
             self._close_in_child()
             return
-        for transport in list(self.transports):
-            self._guard(transport.leave)
-        try:
-            if self._endpoint is not None:
+        with (
+            contextlib.ExitStack() as rest
+        ):  # each of them, wherever one is interrupted
+            rest.callback(self._close_what_is_left)
+            rest.callback(self._close_devices)
+            rest.callback(self._stop)
+            rest.callback(self._shut_down)
+            for transport in list(self.transports):
+                self._guard(transport.leave)
+            if self._endpoint is not None and not self.loop.is_closed():
                 self._guard(let_peers_close, self._devices_of_closing_peers, self.pump)
-        finally:
-            self._close_all()
 
-    def _close_all(self) -> None:
+    def _shut_down(self) -> None:
         if self._endpoint is not None:
             self._guard(self._endpoint.shutdown, self.time())
             self.settle()
+
+    def _stop(self) -> None:
         self.is_closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        with contextlib.ExitStack() as rest:  # also when a device is interrupted
-            rest.callback(self._close_what_is_left)
+
+    def _close_devices(self) -> None:
+        with contextlib.ExitStack() as rest:
             for device in reversed(self.devices):
-                if self._arms_itself and not self.loop.is_closed():
-                    self.loop.remove_reader(device.fileno())
                 rest.callback(device.close)
+                if self._arms_itself and not self.loop.is_closed():
+                    rest.callback(self.loop.remove_reader, device.fileno())
 
     def _close_what_is_left(self) -> None:
         self.lingering.close()

@@ -14,6 +14,8 @@ import pysmc
 from pysmc.aio import driver as driver_module
 from pysmc.aio import parting
 from pysmc.aio.devices import CODEC
+from pysmc.aio.transport import SmcTransport
+from pysmc.core.endpoint import Endpoint
 from pysmc.discovery import Announcement
 from pysmc.errors import ConnectionReset
 from pysmc.fabric.shm import ShmDevice
@@ -223,21 +225,54 @@ def close_and_interrupt(device: ShmDevice, *, real: Any = ShmDevice.close) -> No
     interrupt()
 
 
+def shut_down_and_interrupt(
+    endpoint: Endpoint, now: float, *, real: Any = Endpoint.shutdown
+) -> None:
+    """Be Ctrl-C while the core ends its groups."""
+    real(endpoint, now)
+    interrupt()
+
+
 @leaves_things_open
 @pytest.mark.parametrize(
     ("place", "name", "instead"),
     [
         (driver_module, "let_peers_close", interrupt),
         (ShmDevice, "close", close_and_interrupt),
+        (SmcTransport, "leave", interrupt),
+        (Endpoint, "shutdown", shut_down_and_interrupt),
     ],
-    ids=["of the loop", "of a device"],
+    ids=["of the loop", "of a device", "a transport", "the core"],
 )
-def test_an_interrupt_spares_the_wait_alone(
+def test_an_interrupt_leaves_nothing_open(
     kit, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, instead: Any
 ) -> None:
     monkeypatch.setattr(place, name, instead)
     with pytest.raises(KeyboardInterrupt):
         end_a_loop(kit, lambda _: None)
+    gc.collect()
+
+
+@leaves_things_open
+def test_peers_of_a_loop_that_was_closed_already_are_not_answered(
+    kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A foreign loop forgot its generators: the next one finds that, and goes on."""
+    monkeypatch.setattr(ShmDevice, "peers_retry", True)
+    monkeypatch.setattr(driver_module, "let_peers_close", interrupt)
+
+    async def meet() -> Any:
+        server = await pysmc.start_server(lambda *_: None, kit.host, 0)
+        port = server.sockets[0].getsockname()[1]
+        return server, await pysmc.open_connection(kit.host, port)
+
+    forgotten = asyncio.new_event_loop()
+    ends = forgotten.run_until_complete(meet())
+    forgotten.close()
+    with asyncio.Runner() as runner:
+        assert runner.run(meet())[0].is_serving()
+        monkeypatch.undo()
+    del ends
     gc.collect()
 
 

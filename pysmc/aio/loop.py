@@ -341,8 +341,8 @@ class Loop(RawSocketLoop):
         # The stock loop takes as many in a turn as the listener's backlog holds, and
         # after a pause for want of descriptors as many as in the turn before it.
         backlog = self._backlogs.setdefault(sock, backlog)
-        if self._driver is not None and backlog:
-            granted = self._driver.accepts(sock, backlog)
+        if self._driver is not None:
+            granted = self._driver.accepts(sock, backlog or cpython.ACCEPTED_BEYOND)
             if not granted:
                 return
             backlog = granted - cpython.ACCEPTED_BEYOND
@@ -429,7 +429,10 @@ class Loop(RawSocketLoop):
         except BaseException:
             conn.close()
             raise
-        self._outcomes[conn] = outcome
+        if _is_closed(server) and outcome.negotiation is not None:
+            outcome.negotiation.drop()  # the peer is told before TCP ends
+        else:
+            self._outcomes[conn] = outcome
         try:
             await self._accept_settled(
                 protocol_factory, conn, extra, sslcontext, server, *args
@@ -533,7 +536,7 @@ class Loop(RawSocketLoop):
         )
 
     def _drop_outcome(self, sock: socket.socket) -> None:
-        """No transport took it: the protocol's factory raised, or the server closed."""
+        """No transport took it: the protocol's factory raised."""
         outcome = self._outcomes.pop(sock)
         if outcome.negotiation is not None:
             outcome.negotiation.drop()

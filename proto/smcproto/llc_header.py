@@ -96,7 +96,9 @@ def is_ignorable(type_number: int) -> bool:
 
 
 def is_question(data: bytes) -> bool:
-    """Tell, without reading it, whether a message holds its sender up until answered.
+    """Tell, without reading it, whether a link in use is held up until it is answered.
+
+    So TEST LINK, CONFIRM RKEY and DELETE RKEY, as requests.
 
     Args:
         data: Exactly the bytes that one completion delivered; of any length.

@@ -214,6 +214,11 @@ def check_own_news_wakes(bench: Bench) -> None:
 
 def check_down(bench: Bench) -> None:
     """The peer's close gives DOWN, once, after everything it had posted."""
+    for lingers in (False, True):
+        _check_down(bench, lingers=lingers)
+
+
+def _check_down(bench: Bench, *, lingers: bool) -> None:
     near, far = bench.link()
     region = far.domain.register(16 * KIB)
     writer = Writer(near, region, far.queue_pair)
@@ -222,8 +227,8 @@ def check_down(bench: Bench) -> None:
         writer.write(0, count.to_bytes(2, "big"))
         writer.publish(producer=count, flags=0x40)
     bench.move()
-    near.queue_pair.close()
-    near.queue_pair.close()
+    for _ in range(2):
+        near.queue_pair.close(linger=lingers)
     expect(not near.queue_pair.is_up, "what was closed is not up")
     bench.await_one(far, CompletionKind.DOWN)
     bench.settle()

@@ -68,10 +68,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent in EXHAUSTIVE:
             item.add_marker("exhaustive")
-            # asyncio forgets a connection that it accepted while its server closed. A
-            # world counts what is left; the collector's complaint comes at any time.
-            forgotten = "ignore:unclosed transport:ResourceWarning"
-            item.add_marker(pytest.mark.filterwarnings(forgotten))
         if item.get_closest_marker("netns") and _network_namespaces_missing():
             item.add_marker(pytest.mark.skip(reason=_network_namespaces_missing()))
 

@@ -135,8 +135,8 @@ _END = attrgetter("written", "read", "heard", "acked", "pending", "said", "is_de
 CONSTANT = {
     "__weakref__", "_early", "_least_claim", "_peer_ring", "_ring", "_sndbuf_bytes",
     "_tuning", "_update_step", "alert_token", "group", "handle", "is_established",
-    "is_loss_told", "link", "peer_token", "remote_address", "remote_rkey", "rmb", "role",
-    "suspect", "empty_updates",
+    "is_loss_told", "link", "peer_token", "remote_address", "remote_rkey", "rmb",
+    "role", "suspect", "empty_updates",
 }  # fmt: skip
 """Attributes of a connection that stay as they are here."""
 

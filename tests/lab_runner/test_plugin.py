@@ -71,7 +71,9 @@ def test_older():
 """
 
 
-def play(number: int, outcome: str = "passed", words: str | None = None) -> str:
+def play(
+    number: int, outcome: str = "passed", words: str | list[Any] | None = None
+) -> str:
     """Write the line of a shell that reports on one test."""
     report: dict[str, Any] = {
         "$report_type": "TestReport",
@@ -148,6 +150,14 @@ def test_reports_of_the_guest_are_reported(run, cache: Path) -> None:
     job = (results / "job").read_text()
     assert "-p lab.runner" in job
     assert job.rstrip().endswith("'test_scenarios.py'")
+
+
+def test_what_the_guest_skips_is_skipped_with_its_reason(run) -> None:
+    """Also where each test is told in a line of its own."""
+    why = ["test_scenarios.py", 7, "Skipped: needs the program nginx"]
+    code, text = run(READY + play(0) + play(1, "skipped", why) + play(2) + STAY, "-v")
+    assert (code, "3 passed, 1 skipped" in text) == (0, True), text
+    assert "needs the program nginx" in text
 
 
 @pytest.mark.parametrize(

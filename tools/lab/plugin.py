@@ -272,6 +272,9 @@ def read_reports(item: pytest.Item, path: Path) -> list[pytest.TestReport]:
         report = hook.pytest_report_from_serializable(config=item.config, data=one)
         if report.failed:
             report.sections.append(("results of the lab", str(path.parent)))
+        if isinstance(report.longrepr, list):
+            # File, line and reason of a skip; JSON knows no tuples, pytest takes no list.
+            report.longrepr = tuple(report.longrepr)
         reports.append(report)
     return reports
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -56,6 +57,8 @@ other_fabric: Any = sys.modules["tests.other_fabric"]
 HOST: str = other_fabric.HOST
 PATIENCE = 20.0
 """Seconds after which something that should have happened will not."""
+CLOSING_SECONDS = 2.0
+"""In which what a scenario leaves behind has to close its descriptors."""
 
 
 def count_descriptors() -> int:
@@ -190,6 +193,10 @@ class Kit:
         self.problems.clear()
         self.end(children)
         assert wait_unmapped(30)
+        # A thread that played the peer may be on its way out.
+        until = time.monotonic() + CLOSING_SECONDS
+        while count_descriptors() != before and time.monotonic() < until:
+            os.sched_yield()
         assert count_descriptors() == before, "descriptors were left open"
         return result
 
@@ -279,16 +286,9 @@ def _uvloop_has_its_pipe() -> None:
     uvloop.new_event_loop().close()
 
 
-@pytest.fixture(scope="module")
-def quick_collections() -> Iterator[None]:
-    """Let gc.collect() look only at what is made from here on.
-
-    All that tests have imported is a tenth of a second each time.
-    """
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+@pytest.fixture(scope="module", autouse=True)
+def _collects_quickly(quick_collections: None) -> None:
+    """Descriptors are counted before and after each scenario."""
 
 
 @pytest.fixture

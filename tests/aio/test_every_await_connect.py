@@ -22,7 +22,7 @@ from tests.aio.every_await import HOST, Scene, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.slow
 
 LISTED = Config(discovery=("static",), peers=(HOST,))
 REFUSED = reason("IPSEC", "local")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
     from pathlib import Path
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.slow
 
 FILE_BYTES = 300_000
 BIG = pattern(3_000_000)

@@ -18,7 +18,6 @@ from tests.aio.every_await_state import open_descriptors, own_names
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("quick_collections"),
     # Whose callback has not begun when the loop ends, as with TCP.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
     pytest.mark.filterwarnings("ignore:loop is closed:ResourceWarning"),

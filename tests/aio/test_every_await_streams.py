@@ -16,7 +16,7 @@ from tests.aio.every_await import HOST, Scene, Stage, Visit, pattern
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.slow
 
 LOOPS = {
     "pysmc": pysmc.new_event_loop,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Coroutine
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.slow
 
 LOOPS = {
     "pysmc": pysmc.new_event_loop,

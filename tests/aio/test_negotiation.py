@@ -22,9 +22,6 @@ from pysmc.errors import (
 )
 from pysmc.fabric.base import Update
 
-# Descriptors are counted hundreds of times, and each time garbage is collected.
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 HOST = "127.0.0.1"
 STATIC = {"discovery": ("static",), "peers": ("127.0.0.1",)}
 """The client believes that everybody here speaks SMC."""

@@ -19,8 +19,6 @@ from tests.aio.tls_kit import HOST, NAME, STOCK, UVLOOP, Stream, pattern, servin
 FOREIGN = {"asyncio": STOCK, "uvloop": UVLOOP}
 PLAIN = Config(discovery=())
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(params=FOREIGN)
 def world(request):

@@ -26,8 +26,6 @@ from tests.aio.tls_kit import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(params=[name for name in WORLDS if name not in {"swapped", "tcp"}])
 def world(request) -> World:

@@ -30,8 +30,6 @@ from tests.aio.tls_kit import (
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(__file__).with_name("tls_program.py")
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(params=WORLDS)
 def world(request) -> World:

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 BOTH = {"smcr": SWAPPED, "tcp": TCP}
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(params=BOTH)
 def world(request) -> World:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,8 +39,7 @@ class Folder:
         self._servers: list[subprocess.Popen[str]] = []
         ports: dict[str, str] = {}
         for port in set(re.findall(r"\b84\d\d\b", "".join(FILES.values()))):
-            with socket.create_server(("127.0.0.1", 0)) as sock:
-                ports[port] = str(sock.getsockname()[1])
+            ports[port] = str(free_port())
         for name, body in FILES.items():
             text = re.sub(r"\b84\d\d\b", lambda found: ports[found[0]], body)
             text = text.replace(LAST_LINES["pysmc"], LAST_LINES[loop])

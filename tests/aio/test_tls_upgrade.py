@@ -32,8 +32,6 @@ from tests.aio.tls_kit import (
     story,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.fixture(params=WORLDS)
 def world(request) -> World:

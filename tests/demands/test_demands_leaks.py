@@ -196,12 +196,3 @@ async def rested(loop: Any) -> dict[str, Any]:
     for _ in range(3):
         await asyncio.sleep(0)
     return held(loop)
-
-
-@pytest.fixture(scope="module")
-def quick_collections():
-    """Let gc.collect() look only at what is made from here on."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()

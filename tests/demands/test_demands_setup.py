@@ -23,6 +23,8 @@ from pysmc.fabric.shm import ShmDevice
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.usefixtures("quick_collections")
+
 CALLS: list[tuple[Any, str]] = [
     (os, "eventfd"),
     (os, "memfd_create"),

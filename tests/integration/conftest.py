@@ -13,7 +13,6 @@ import os
 import re
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import pytest
 
 from doc_recipes import Recipe
 from pysmc.testing.invariants import ENVIRONMENT
+from tests import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).resolve().parent / "programs"
@@ -307,9 +307,7 @@ def wait_announced(wait_until):
 @pytest.fixture
 def free_port() -> int:
     """Find a TCP port for a program that cannot choose one and tell it."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    return free_ports.free_port()
 
 
 @pytest.fixture

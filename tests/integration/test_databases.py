@@ -13,7 +13,6 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from pysmc.testing.authority import Authority
+from tests.free_ports import free_port
 
 STRICT = ("-X", "dev", "-W", "error")
 REQUIRE = {"PYSMC_FALLBACK": "require"}
@@ -104,8 +104,7 @@ def database():
         certificate.chmod(0o600)
         if user:
             os.chown(certificate, user["user"], user["group"])
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         settings = SETTINGS | {"port": port}
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = [str(programs / "postgres"), "-D", str(data), *options]

@@ -186,9 +186,9 @@ def never_falls_silent(monkeypatch: Patch) -> None:
 
 
 def goes_down_by_its_own_close(monkeypatch: Patch) -> None:
-    def close(self: SimQueuePair) -> None:
+    def close(self: SimQueuePair, *, linger: bool = False) -> None:
         was_open = self.is_open
-        _close(self)
+        _close(self, linger=linger)
         if was_open:
             down = Completion(CompletionKind.DOWN, self, Status.PEER_GONE)
             self.device.complete(down)

@@ -273,7 +273,7 @@ def read_reports(item: pytest.Item, path: Path) -> list[pytest.TestReport]:
         if report.failed:
             report.sections.append(("results of the lab", str(path.parent)))
         if isinstance(report.longrepr, list):
-            # File, line and reason of a skip; JSON knows no tuples, pytest takes no list.
+            # File, line and reason of a skip; JSON knows no tuple, pytest wants one.
             report.longrepr = tuple(report.longrepr)
         reports.append(report)
     return reports

@@ -186,8 +186,10 @@ class SmcTransport(ReadingTransport):
 
     def _take_state(self, news: int) -> None:
         fabric = self._connection.group.fabric
-        if news & _DONE and not (news & _CLOSED and self._queue.size):
-            # A close while bytes wait here is a reset, and no end of file before it.
+        closes_on_us = news & _CLOSED and self._queue.size
+        if news & _DONE and not closes_on_us and self._over is None:
+            # A close while bytes wait here is a reset, and no end of file before it. Nor
+            # is there one behind a loss: what came since then is delivered to nobody.
             self._peer_done = True
         if news & _CLOSED:
             self._open = False

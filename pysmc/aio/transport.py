@@ -188,8 +188,8 @@ class SmcTransport(ReadingTransport):
         fabric = self._connection.group.fabric
         closes_on_us = news & _CLOSED and self._queue.size
         if news & _DONE and not closes_on_us and self._over is None:
-            # A close while bytes wait here is a reset, and no end of file before it. Nor
-            # is there one behind a loss: what came since then is delivered to nobody.
+            # A close while bytes wait here is a reset, and no end of file before it. No
+            # end comes behind a loss: what came since then is delivered to nobody.
             self._peer_done = True
         if news & _CLOSED:
             self._open = False

@@ -449,9 +449,8 @@ class Driver(Pump):
         if self.is_forked:
             self._close_in_child()
             return
-        with (
-            contextlib.ExitStack() as rest
-        ):  # each of them, wherever one is interrupted
+        # Each step is taken, wherever another one is interrupted; the last first.
+        with contextlib.ExitStack() as rest:
             rest.callback(self._close_what_is_left)
             rest.callback(self._close_devices)
             rest.callback(self._stop)
